@@ -1,0 +1,65 @@
+"""The command line: one small file a command, heavy imports inside the commands only."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from mergescope._version import __version__
+from mergescope.cli import demo, report, study
+from mergescope.errors import MergescopeError
+
+app = typer.Typer(
+    name="mergescope",
+    help="Will these fine-tuned models merge? Measure it, merge them, and see why.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("demo")(demo.demo)
+app.command("report")(report.report)
+app.add_typer(study.app, name="study")
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"mergescope {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    _state["debug"] = debug
+
+
+_state = {"debug": False}
+
+
+def main() -> None:
+    """Run the command line: user errors print their message and exit 2, bugs keep their traceback."""
+    try:
+        app()
+    except MergescopeError as error:
+        if _state["debug"]:
+            raise
+        from rich.console import Console
+
+        Console(stderr=True).print(f"[bold red]Error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Interrupted. Run the same command again to go on where it was.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

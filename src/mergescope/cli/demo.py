@@ -1,0 +1,41 @@
+"""``mergescope demo``: the main job on real digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mergescope.cli.study import describe_plan, run_study
+from mergescope.errors import StudyError
+
+
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/digits-PRESET).")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="About 20 seconds: small networks, little training.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="About 15 minutes: long training, all test digits.")] = False,
+    data: Annotated[
+        str, typer.Option(help="'embedded', a hub id (ylecun/mnist) or a directory with full MNIST.")
+    ] = "embedded",
+    tasks: Annotated[str, typer.Option(help="'rotations' or 'class-pairs'.")] = "rotations",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one a core).")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+) -> None:
+    """Pretrain, fine-tune a family, measure its linearity, merge, evaluate, report.
+
+    A run that was interrupted goes on where it was; a finished one is only read.
+
+    [bold]Example:[/] mergescope demo --quick --out runs/first-look
+    """
+    preset = _preset(quick, full)
+    if dry_run:
+        describe_plan("digits", preset, data, tasks)
+        return
+    run_study("digits", preset, out, data, tasks, workers)
+
+
+def _preset(quick: bool, full: bool) -> str:
+    if quick and full:
+        raise StudyError("--quick and --full exclude each other: choose one, or neither.")
+    return "quick" if quick else "full" if full else "default"

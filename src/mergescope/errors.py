@@ -1,0 +1,68 @@
+"""The errors a user can cause, each with what to do next in its message.
+
+The command line prints the message of a [`MergescopeError`][] and exits 2. Any other
+exception is a bug of ours: it keeps its traceback and exits 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MergescopeError(Exception):
+    """Something the user can put right. The message says what, where and how."""
+
+
+class CheckpointError(MergescopeError):
+    """A checkpoint can't be found, read or trusted."""
+
+
+class MismatchError(CheckpointError):
+    """Checkpoints (or a checkpoint and a model) differ in keys, shapes or dtypes.
+
+    Attributes:
+        problems: one line for each difference, all of them.
+    """
+
+    def __init__(self, headline: str, problems: Iterable[str], advice: str) -> None:
+        self.problems = list(problems)
+        listing = "\n".join(f"  - {problem}" for problem in self.problems)
+        super().__init__(f"{headline}\n{listing}\n{advice}")
+
+
+class PointError(MergescopeError):
+    """A point can't be formed or used as asked."""
+
+
+class LayerError(MergescopeError):
+    """A layer pattern matches nothing, or a layer gives no feature."""
+
+
+class DataError(MergescopeError):
+    """Data are missing, empty, malformed or differ from one pass to the next."""
+
+
+class StudyError(MergescopeError):
+    """A study, preset or run directory is unknown or unusable."""
+
+
+def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
+    """Near matches of a mistyped name, as the end of an error message.
+
+    Args:
+        name: what the user wrote.
+        known: what would have been understood.
+        limit: how many suggestions at most.
+
+    Returns:
+        ``" Did you mean: a, b?"``, or an empty string if nothing is near.
+
+    Example:
+        >>> did_you_mean("averge", ["average", "addition"])
+        ' Did you mean: average?'
+        >>> did_you_mean("zzz", ["average"])
+        ''
+    """
+    near = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.5)
+    return f" Did you mean: {', '.join(near)}?" if near else ""

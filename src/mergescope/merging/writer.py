@@ -1,0 +1,154 @@
+"""Writing a point to disk as a checkpoint directory, one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from mergescope.errors import CheckpointError, PointError
+from mergescope.weights import Point
+from mergescope.weights.files import SINGLE, atomic_directory
+from mergescope.weights.point import TensorSource
+
+SIDE_FILES = (
+    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt",
+    "spiece.model", "sentencepiece*", "added_tokens.json", "preprocessor_config.json", "processor_config.json",
+    "chat_template*", "modules.json", "1_Pooling/config.json",
+)  # fmt: skip
+"""Files beside the weights that make a Hugging Face directory load; copied from the base."""
+
+_TAGS = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def save(
+    point: Point | TensorSource,
+    out: str | os.PathLike[str],
+    *,
+    config: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a model as a directory with ``model.safetensors`` and the files that make it load.
+
+    Tensors are materialised one at a time, so memory stays at the size of the largest. The
+    directory appears complete or not at all.
+
+    Args:
+        point: a point that is a model (its coefficients sum to 1), or a checkpoint.
+        out: the directory to make.
+        config: ``config.json``; by default it and the tokenizer files are copied from the first
+            checkpoint of the point that has a directory, preferring the largest coefficient.
+        metadata: strings for the file header, beside ``{"format": "pt"}`` and the formula.
+        overwrite: replace an existing directory.
+
+    Returns:
+        The directory.
+
+    Raises:
+        PointError: the point is a direction or another combination that is no model.
+        CheckpointError: the output exists, is or holds an input, a tensor is NaN or infinite, or
+            the disk fails.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from mergescope import Checkpoint
+        >>> a = Checkpoint({"w": torch.zeros(2)}, name="a")
+        >>> b = Checkpoint({"w": torch.ones(2)}, name="b")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     out = save((a + b) / 2, folder + "/merged")
+        ...     Checkpoint(out).tensor("w")
+        tensor([0.5000, 0.5000])
+    """
+    point = Point.of(point)
+    if not point.is_model:
+        raise PointError(
+            f"{point!r} is no model: its coefficients sum to {float(point.total):g}, not 1. "
+            "Add a task vector to a base before saving it."
+        )
+    target = Path(out)
+    homes = [getattr(source, "directory", None) for source in _by_weight(point)]
+    if any(home is not None and home.resolve() == target.resolve() for home in homes):
+        raise CheckpointError(f"{target} is one of the inputs: choose another output directory.")
+    files = [file for source in point.checkpoints for file in getattr(source, "files", ())]
+    here = target.resolve()
+    inside = [str(f) for f in files if here in f.resolve().parents or here in (f.parent.resolve() / "_").parents]
+    if inside:
+        raise CheckpointError(f"{target} holds the input {inside[0]}: choose another output directory.")
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"{target} is a file, but a model is saved as a directory.")
+    try:
+        with atomic_directory(target, overwrite) as folder:
+            home = next((home for home in homes if home is not None), None)
+            if config is not None:
+                (folder / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
+            elif home is not None:
+                _copy_side_files(home, folder)
+            header = {"format": "pt", "mergescope.point": str(point), **(metadata or {})}
+            with (folder / SINGLE).open("wb") as stream:
+                write_safetensors(stream, point, header)
+    except FileExistsError:
+        raise CheckpointError(f"{target} exists. Choose another directory, or pass overwrite=True.") from None
+    except OSError as error:
+        raise CheckpointError(
+            f"Writing {target} failed, and nothing was left there: {error}. Check its disk's space and permissions."
+        ) from error
+    return target
+
+
+def write_safetensors(stream: BinaryIO, point: Point, metadata: Mapping[str, str]) -> None:
+    """Stream a point in the safetensors format.
+
+    Args:
+        stream: an open binary file.
+        point: what to write.
+        metadata: strings for the header.
+
+    Raises:
+        CheckpointError: a tensor is NaN or infinite, or of a dtype the format lacks here.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for key, spec in point.spec.items():
+        if spec.dtype not in _TAGS:
+            raise CheckpointError(f"The tensor {key!r} has the dtype {spec.dtype}, which can't be written.")
+        header[key] = {
+            "dtype": _TAGS[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [offset, offset + spec.nbytes],
+        }
+        offset += spec.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(struct.pack("<Q", len(text)) + text)
+    for key in point.keys():
+        tensor = point.tensor(key).contiguous()
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            names = ", ".join(source.name for source in point.checkpoints)
+            raise CheckpointError(
+                f"The tensor {key!r} of {point!r} is NaN or infinite, so nothing was written. "
+                f"Look for damaged weights in: {names}."
+            )
+        stream.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+
+
+def _by_weight(point: Point) -> list[TensorSource]:
+    return [source for source, _ in sorted(point.terms, key=lambda term: -abs(term[1]))]
+
+
+def _copy_side_files(home: Path, folder: Path) -> None:
+    for pattern in SIDE_FILES:
+        for path in sorted(home.glob(pattern)):
+            if path.is_file():
+                destination = folder / path.relative_to(home)
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, destination)

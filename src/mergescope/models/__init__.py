@@ -1,0 +1,19 @@
+"""Networks: loading them, where their layers are, and small ones for research."""
+
+from mergescope.models.batchnorm import has_running_statistics, reestimate_batchnorm
+from mergescope.models.layers import OUTPUT, find_layers
+from mergescope.models.loading import key_map, load_model, load_weights
+from mergescope.models.nets import MLP, ViT, net_config
+
+__all__ = [
+    "MLP",
+    "OUTPUT",
+    "ViT",
+    "find_layers",
+    "has_running_statistics",
+    "key_map",
+    "load_model",
+    "load_weights",
+    "net_config",
+    "reestimate_batchnorm",
+]

@@ -1,0 +1,81 @@
+"""BatchNorm running statistics of combined networks.
+
+The running mean and variance stored in a checkpoint describe *its own* activations. Averaging
+them does not give the statistics of the averaged network, whose activations can collapse
+(REPAIR, Jordan et al. 2023; equations.md 6). Re-estimation passes data through it once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mergescope.errors import DataError
+from mergescope.models.calling import call_model, split_batch, to_device
+
+
+def has_running_statistics(model: nn.Module) -> bool:
+    """Whether any BatchNorm of the model keeps running statistics.
+
+    Args:
+        model: the network.
+
+    Returns:
+        True if there are statistics to re-estimate.
+
+    Example:
+        >>> has_running_statistics(nn.BatchNorm1d(3)), has_running_statistics(nn.LayerNorm(3))
+        (True, False)
+    """
+    return any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in model.modules())
+
+
+@torch.no_grad()
+def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> dict[str, torch.Tensor]:
+    """Replace running statistics by cumulative averages over data.
+
+    Every BatchNorm is reset and averages the batch statistics with equal weight
+    (``momentum=None``); everything else stays in evaluation mode.
+
+    Args:
+        model: the network, changed in place.
+        batches: calibration data, batches as for [`trace`][mergescope.tracing.trace].
+
+    Returns:
+        The new statistics by state-dict key.
+
+    Raises:
+        DataError: there are no batches.
+    """
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
+    was_training = {module: module.training for module in model.modules()}
+    momenta = {module: module.momentum for module in norms.values()}
+    model.eval()
+    try:
+        for module in norms.values():
+            module.reset_running_stats()
+            module.momentum = None
+            module.train()
+        count = 0
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        for batch in batches:
+            inputs, _ = split_batch(batch)
+            call_model(model, to_device(inputs, device))
+            count += 1
+    finally:
+        for module, momentum in momenta.items():
+            module.momentum = momentum
+        for module, mode in was_training.items():
+            module.training = mode
+    if not count:
+        raise DataError("BatchNorm statistics can't be re-estimated: the calibration data hold no batches.")
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    return {
+        f"{prefix}.{name}" if prefix else name: getattr(module, name).clone()
+        for prefix, module in norms.items()
+        for name in names
+    }

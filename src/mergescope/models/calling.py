@@ -1,0 +1,85 @@
+"""How a batch becomes a model's arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from mergescope.errors import DataError
+
+LABELS = ("labels", "label")
+
+
+def split_batch(batch: Any) -> tuple[Any, torch.Tensor | None]:
+    """Take the labels off a batch.
+
+    Args:
+        batch: a tensor of inputs, a pair ``(inputs, labels)``, or a mapping of keyword
+            arguments which may hold ``labels``.
+
+    Returns:
+        Inputs (tensor or mapping) and labels (``(batch,)`` or None).
+
+    Raises:
+        DataError: the batch is something else.
+
+    Example:
+        >>> inputs, labels = split_batch({"pixel_values": torch.zeros(2, 3), "labels": torch.ones(2)})
+        >>> list(inputs), labels.shape
+        (['pixel_values'], torch.Size([2]))
+    """
+    if isinstance(batch, torch.Tensor):
+        return batch, None
+    if isinstance(batch, Mapping):
+        labels = next((batch[name] for name in LABELS if name in batch), None)
+        return {key: value for key, value in batch.items() if key not in LABELS}, labels
+    if isinstance(batch, (tuple, list)) and len(batch) in (1, 2) and isinstance(batch[0], torch.Tensor):
+        return batch[0], (batch[1] if len(batch) == 2 else None)
+    raise DataError(
+        f"A batch must be a tensor, a pair (inputs, labels) or a mapping of model arguments, got "
+        f"{type(batch).__name__}. Wrap your data set so that it yields one of these."
+    )
+
+
+def batch_size(inputs: Any) -> int:
+    """Number of samples in the inputs.
+
+    Args:
+        inputs: a tensor or a mapping of tensors.
+
+    Returns:
+        Length of the first dimension.
+    """
+    first = inputs if isinstance(inputs, torch.Tensor) else next(iter(inputs.values()))
+    return len(first)
+
+
+def call_model(model: nn.Module, inputs: Any) -> Any:
+    """Run the model on the inputs of a batch.
+
+    Args:
+        model: the network.
+        inputs: one tensor, passed as the only argument, or keyword arguments.
+
+    Returns:
+        Whatever the model returns.
+    """
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Move a batch's inputs or labels.
+
+    Args:
+        value: a tensor, a mapping of tensors, or None.
+        device: where to.
+
+    Returns:
+        The same structure there.
+    """
+    if isinstance(value, Mapping):
+        return {key: to_device(item, device) for key, item in value.items()}
+    return value.to(device) if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,33 @@
+"""Protocols: what is done with points and traces, as the papers do it."""
+
+from mergescope.protocols.barrier import Barrier, barrier, line
+from mergescope.protocols.linearity import (
+    Linearity,
+    LinearityTest,
+    Verdict,
+    addition,
+    averaging,
+    ctl,
+    linearity,
+    negation,
+)
+from mergescope.protocols.search import GRID, Choice, addition_line, choose, normalised_accuracy
+
+__all__ = [
+    "GRID",
+    "Barrier",
+    "Choice",
+    "Linearity",
+    "LinearityTest",
+    "Verdict",
+    "addition",
+    "addition_line",
+    "averaging",
+    "barrier",
+    "choose",
+    "ctl",
+    "line",
+    "linearity",
+    "negation",
+    "normalised_accuracy",
+]

@@ -1,0 +1,91 @@
+"""Linear mode connectivity: is there a loss or error barrier on the line between two models?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mergescope.errors import PointError
+from mergescope.readings import Outputs
+from mergescope.tracing import Trace
+from mergescope.weights import Point, exact, lerp
+from mergescope.weights.point import Number, TensorSource
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """Loss and error along a line.
+
+    Attributes:
+        alphas: positions, weight of the first model, ascending.
+        loss: mean cross-entropy at each.
+        error: error rate at each, in [0, 1].
+        loss_barrier: largest excess of the loss over the chord between the ends (may be negative).
+        error_barrier: the same for the error rate.
+    """
+
+    alphas: np.ndarray
+    loss: np.ndarray
+    error: np.ndarray
+    loss_barrier: float
+    error_barrier: float
+
+
+def line(a: Point | TensorSource, b: Point | TensorSource, alphas: Sequence[Number]) -> dict[float, Point]:
+    """The points ``alpha th_a + (1 - alpha) th_b``.
+
+    Args:
+        a: the model at alpha = 1.
+        b: the model at alpha = 0.
+        alphas: positions; 0 and 1 are added.
+
+    Returns:
+        Alpha to point, ascending.
+    """
+    exacts = sorted({exact(0), exact(1), *(exact(alpha) for alpha in alphas)})
+    return {float(alpha): lerp(b, a, alpha) for alpha in exacts}
+
+
+def barrier(
+    traces: Trace | Sequence[Trace], a: Point | TensorSource, b: Point | TensorSource, alphas: Sequence[Number]
+) -> Barrier:
+    """The linear-mode-connectivity barrier (CTL 2; equations.md 2).
+
+    ``max_alpha [ L(alpha th_a + (1 - alpha) th_b) - alpha L(th_a) - (1 - alpha) L(th_b) ]`` over
+    the interior alphas, for the cross-entropy loss and for the error rate.
+
+    Args:
+        traces: one trace, or one a data set to be pooled, with ``Outputs`` and the points of
+            [`line`][].
+        a: the model at alpha = 1.
+        b: the model at alpha = 0.
+        alphas: the interior grid.
+
+    Returns:
+        The curve and its barriers.
+
+    Raises:
+        PointError: there is no interior alpha, or a trace lacks a point of the line.
+    """
+    traces = [traces] if isinstance(traces, Trace) else list(traces)
+    points = line(a, b, alphas)
+    if not any(0 < alpha < 1 for alpha in points):
+        raise PointError("A barrier needs at least one alpha strictly between 0 and 1.")
+    for trace in traces:
+        missing = [str(point) for point in points.values() if point not in trace.points]
+        if missing:
+            raise PointError(f"The trace lacks points of the line: {'; '.join(missing)}. Trace line(a, b, alphas).")
+    outputs = [trace.reading(Outputs) for trace in traces]
+    loss = np.array([np.concatenate([o.losses(p) for o in outputs]).mean() for p in points.values()])
+    error = np.array([1 - np.concatenate([o.correct(p) for o in outputs]).mean() for p in points.values()])
+    positions = np.array(list(points))
+
+    def excess(values: np.ndarray) -> float:
+        at = dict(zip(points, values, strict=True))
+        chord = positions * at[1.0] + (1 - positions) * at[0.0]
+        inside = (positions > 0) & (positions < 1)
+        return float((values - chord)[inside].max())
+
+    return Barrier(positions, loss, error, excess(loss), excess(error))

@@ -1,0 +1,19 @@
+"""Readings: streaming reductions over a trace, and the measures computed from them."""
+
+from mergescope.readings.inner_products import InnerProducts
+from mergescope.readings.intervals import Summary, bootstrap
+from mergescope.readings.linearity import MEASURES, RELATIVE, linearity_measures
+from mergescope.readings.outputs import Outputs
+from mergescope.readings.reading import Batch, Reading
+
+__all__ = [
+    "MEASURES",
+    "RELATIVE",
+    "Batch",
+    "InnerProducts",
+    "Outputs",
+    "Reading",
+    "Summary",
+    "bootstrap",
+    "linearity_measures",
+]

@@ -1,0 +1,118 @@
+"""Inner products between the features of points: all that cos, coef and gap need."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+
+import numpy as np
+import torch
+
+from mergescope.errors import MergescopeError
+from mergescope.readings.reading import Batch, require_same_start
+
+CHUNK_BYTES = 64 << 20
+"""Float64 copies of features are made in chunks of samples of at most this many bytes."""
+
+
+class InnerProducts:
+    """The Gram matrix ``G_pq = <f_p(x), f_q(x)>`` per sample and layer, in float64.
+
+    ``f_p(x)`` is the flattened feature of point ``p``. Every measure of equations.md 2, for every
+    equation of section 1, is a function of ``G``; the features themselves are not kept. Storage
+    is ``8 * samples * layers * pairs`` bytes.
+
+    Args:
+        groups: sets of points that occur together in a test; only inner products inside a group
+            are stored. By default all points form one group.
+
+    Example:
+        >>> reading = InnerProducts()
+        >>> reading.start(["a", "b"], ["layer"])
+        >>> f = [torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]])]
+        >>> reading.update(Batch({"layer": f}, f, None))
+        >>> reading.gram("layer", ["a", "b"])
+        array([[[25.,  3.],
+                [ 3.,  1.]]])
+    """
+
+    needs_features = True
+    needs_labels = False
+
+    def __init__(self, groups: Iterable[Iterable[Hashable]] | None = None) -> None:
+        self._groups = None if groups is None else [list(group) for group in groups]
+        self.points: list[Hashable] = []
+        self.layers: list[str] = []
+
+    def start(self, points: Sequence[Hashable], layers: Sequence[str]) -> None:
+        """Fix points and layers.
+
+        Args:
+            points: the trace's points, in order.
+            layers: the captured layers.
+
+        Raises:
+            MergescopeError: the reading was started before, or a group names an unknown point.
+        """
+        if self.points:
+            raise MergescopeError("A reading belongs to one trace: make a new InnerProducts() for each.")
+        self.points, self.layers = list(points), list(layers)
+        index = {point: i for i, point in enumerate(self.points)}
+        groups = [self.points] if self._groups is None else self._groups
+        unknown = [point for group in groups for point in group if point not in index]
+        if unknown:
+            raise MergescopeError(f"InnerProducts: not points of this trace: {unknown}.")
+        pairs = {tuple(sorted((index[p], index[q]))) for group in groups for p in group for q in group}
+        self._pairs = sorted(pairs)
+        self._column = {pair: i for i, pair in enumerate(self._pairs)}
+        self._rows = torch.tensor([i for i, _ in self._pairs])
+        self._cols = torch.tensor([j for _, j in self._pairs])
+        self._parts: dict[str, list[np.ndarray]] = {layer: [] for layer in self.layers}
+
+    def update(self, batch: Batch) -> None:
+        """Add the inner products of a batch.
+
+        Args:
+            batch: features of all points.
+        """
+        for layer in self.layers:
+            features = batch.features[layer]
+            samples, dim = features[0].shape
+            step = max(1, CHUNK_BYTES // (8 * dim * len(features)))
+            for begin in range(0, samples, step):
+                stacked = torch.stack([f[begin : begin + step].double() for f in features], dim=1)
+                gram = stacked @ stacked.mT  # (samples, points, points)
+                rows, cols = self._rows.to(gram.device), self._cols.to(gram.device)
+                self._parts[layer].append(gram[:, rows, cols].cpu().numpy())
+
+    def merge(self, other: InnerProducts) -> None:
+        """Append the samples of a later part of the pass.
+
+        Args:
+            other: a reading of the same points, layers and groups.
+        """
+        require_same_start(self, other)
+        for layer in self.layers:
+            self._parts[layer] += other._parts[layer]
+
+    def gram(self, layer: str, points: Sequence[Hashable]) -> np.ndarray:
+        """The Gram matrices of some points.
+
+        Args:
+            layer: one of ``layers``.
+            points: which points, in the order wanted.
+
+        Returns:
+            ``(samples, len(points), len(points))``, float64.
+
+        Raises:
+            MergescopeError: a pair of these points was in no group.
+        """
+        index = {point: i for i, point in enumerate(self.points)}
+        places = [index[point] for point in points]
+        try:
+            columns = [[self._column[min(i, j), max(i, j)] for j in places] for i in places]
+        except KeyError as error:
+            names = [str(self.points[i]) for i in error.args[0]]
+            raise MergescopeError(f"The inner product of {names} was not traced: put both in one group.") from None
+        values = np.concatenate(self._parts[layer]) if self._parts[layer] else np.empty((0, len(self._pairs)))
+        return values[:, columns]

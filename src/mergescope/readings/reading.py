@@ -1,0 +1,64 @@
+"""What a reading is: a streaming reduction over a trace.
+
+A trace calls ``start`` once, ``update`` for each batch, and ``merge`` when a pass was split.
+Readings know tensors and positions only, no checkpoints and no networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from mergescope.errors import MergescopeError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What all points made of one batch.
+
+    Attributes:
+        features: layer to one tensor a point, each ``(batch, dim)``, on the model's device.
+        outputs: one tensor a point, the network's output ``(batch, ...)``.
+        labels: ``(batch,)`` class indices, or None.
+    """
+
+    features: Mapping[str, Sequence[torch.Tensor]]
+    outputs: Sequence[torch.Tensor]
+    labels: torch.Tensor | None
+
+
+class Reading(Protocol):
+    """A streaming reduction. ``merge`` appends the samples of a later part of the same pass."""
+
+    needs_features: bool
+    needs_labels: bool
+
+    def start(self, points: Sequence[Hashable], layers: Sequence[str]) -> None:
+        """Learn which points and layers will come, in which order."""
+
+    def update(self, batch: Batch) -> None:
+        """Take in one batch."""
+
+    def merge(self, other: Any) -> None:
+        """Append another reading of the same kind, points and layers."""
+
+
+def require_same_start(first: Any, second: Any) -> None:
+    """Refuse to merge readings of different points or layers.
+
+    Args:
+        first: a started reading.
+        second: the one to append.
+
+    Raises:
+        MergescopeError: their kind, points or layers differ.
+    """
+    if type(first) is not type(second) or first.points != second.points or first.layers != second.layers:
+        raise MergescopeError(
+            "Only readings of the same kind, points and layers can be merged: "
+            f"{type(first).__name__} of {len(first.points)} points at {list(first.layers)}, "
+            f"{type(second).__name__} of {len(second.points)} points at {list(second.layers)}."
+        )

@@ -1,0 +1,194 @@
+"""Where a checkpoint's tensors are: resolving names to safetensors files, and atomic writes.
+
+A checkpoint is named by a ``.safetensors`` file, a directory with ``model.safetensors`` or
+``model.safetensors.index.json`` and its shards (the Hugging Face layout), or a hub id
+``org/name[@revision]``. A path that exists always wins over a hub id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergescope.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class Located:
+    """A checkpoint on disk.
+
+    Attributes:
+        name: what the user called it, shortened to the last part of a path.
+        directory: where config and tokenizer are; None for a lone file.
+        shards: the safetensors files.
+        index: tensor name to shard, if an index says so.
+        commit: the hub commit, if it came from a hub.
+    """
+
+    name: str
+    directory: Path | None
+    shards: tuple[Path, ...]
+    index: dict[str, Path] | None = None
+    commit: str | None = None
+
+
+def locate(source: str | os.PathLike[str], revision: str | None = None) -> Located:
+    """Find the files of a checkpoint.
+
+    Args:
+        source: file, directory or ``org/name[@revision]``.
+        revision: branch, tag or commit of a hub id.
+
+    Returns:
+        The files, unread.
+
+    Raises:
+        CheckpointError: nothing there, or something there that is not a safetensors checkpoint.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise CheckpointError(
+                f"{path} is not a .safetensors file. Convert it with "
+                "save_pretrained(..., safe_serialization=True); pickles are not read."
+            )
+        name = path.parent.name if path.name == SINGLE and path.parent.name else path.stem
+        return Located(name, path.parent if path.name == SINGLE else None, (path,))
+    if path.is_dir():
+        return _in_directory(path, path.resolve().name)
+    text = os.fspath(source)
+    if _looks_local(text):
+        raise CheckpointError(f"There is no file or directory {text!r}.")
+    repo, _, pinned = text.partition("@")
+    snapshot = _download(repo, revision or pinned or None)
+    found = _in_directory(snapshot, repo)
+    return Located(repo, found.directory, found.shards, found.index, commit=snapshot.name)
+
+
+def _looks_local(text: str) -> bool:
+    return text.startswith((".", "/", "~")) or text.count("/") != 1 or text.endswith(".safetensors")
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise CheckpointError(
+            f"{repo!r} is neither a local path nor a model that the hub gave us{at} "
+            f"({type(error).__name__}). Check the spelling, your network and your access; "
+            "with HF_HUB_OFFLINE=1 only models already in the cache are found."
+        ) from error
+
+
+def _in_directory(directory: Path, name: str) -> Located:
+    index, single = directory / INDEX, directory / SINGLE
+    if index.is_file():
+        try:
+            weight_map = json.loads(index.read_text())["weight_map"]
+            items = {str(key): str(shard) for key, shard in weight_map.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} is not a valid safetensors index: {error!r}.") from error
+        for shard in sorted(set(items.values())):
+            if Path(shard).name != shard or not shard.endswith(".safetensors"):
+                raise CheckpointError(
+                    f"{index} points to {shard!r}; shards must be .safetensors files beside the index."
+                )
+            if not (directory / shard).is_file():
+                raise CheckpointError(
+                    f"{index} names the shard {shard!r}, but it is not in {directory}. "
+                    "The download is incomplete: fetch it again."
+                )
+        shards = tuple(directory / shard for shard in sorted(set(items.values())))
+        return Located(name, directory, shards, {key: directory / shard for key, shard in items.items()})
+    if single.is_file():
+        return Located(name, directory, (single,))
+    others = sorted(directory.glob("*.safetensors"))
+    if len(others) == 1:
+        return Located(name, directory, (others[0],))
+    pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
+    seen = ", ".join(pickles or sorted(path.name for path in directory.iterdir())[:10]) or "nothing"
+    why = f"several safetensors files and no {INDEX}" if others else f"no {SINGLE} and no {INDEX}"
+    raise CheckpointError(
+        f"{directory} holds {why} (it holds: {seen}). Expected a directory written by save_pretrained."
+    )
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Write a file so that it is either complete or absent.
+
+    Args:
+        path: the file to appear.
+
+    Yields:
+        A temporary path beside it to write to; it is flushed to disk and renamed at the end.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Write a directory so that it is either complete or absent.
+
+    Args:
+        path: the directory to appear.
+        overwrite: replace an existing one; the old one stays until the new one is complete.
+
+    Yields:
+        A temporary sibling to fill.
+
+    Raises:
+        FileExistsError: the directory exists and may not be replaced.
+    """
+    if path.exists() and not overwrite:
+        raise FileExistsError(str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield temporary
+        for item in temporary.rglob("*"):
+            if item.is_file():
+                with item.open("rb") as written:
+                    os.fsync(written.fileno())
+        temporary.chmod(0o777 & ~_umask())
+        if path.exists():
+            retired = temporary.with_suffix(".old")
+            path.rename(retired)
+            temporary.rename(path)
+            shutil.rmtree(retired)
+        else:
+            temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
