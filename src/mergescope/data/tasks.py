@@ -41,14 +41,16 @@ class Split:
             The split with only those.
         """
         places = np.asarray(index)
-        return Split(self.inputs[torch.as_tensor(places)], self.labels[torch.as_tensor(places)], self.units[places])
+        return Split(
+            self.inputs[torch.as_tensor(places)], self.labels[torch.as_tensor(places)], self.units[places]
+        )
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over inputs and labels."""
         whole = hashlib.sha256(f"{tuple(self.inputs.shape)}".encode())
-        whole.update(memoryview(self.inputs.contiguous().numpy()))
-        whole.update(memoryview(self.labels.contiguous().numpy()))
+        whole.update(self.inputs.contiguous().numpy().data)
+        whole.update(self.labels.contiguous().numpy().data)
         return whole.hexdigest()
 
 
@@ -73,7 +75,12 @@ class Task:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the three splits and the classes."""
-        parts = [self.train.fingerprint, self.validation.fingerprint, self.test.fingerprint, str(self.classes)]
+        parts = [
+            self.train.fingerprint,
+            self.validation.fingerprint,
+            self.test.fingerprint,
+            str(self.classes),
+        ]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
@@ -100,9 +107,7 @@ def batches(split: Split, size: int = 256) -> list[tuple[torch.Tensor, torch.Ten
     return list(zip(split.inputs.split(size), split.labels.split(size), strict=True))
 
 
-def stratified_split(
-    labels: np.ndarray, shares: Sequence[float], seed: int
-) -> tuple[np.ndarray, ...]:
+def stratified_split(labels: np.ndarray, shares: Sequence[float], seed: int) -> tuple[np.ndarray, ...]:
     """Disjoint random parts with every class in the same proportion.
 
     Args:
@@ -130,7 +135,9 @@ def stratified_split(
         ends = np.round(np.cumsum(shares) * len(members)).astype(int)
         pieces = np.split(members, ends[:-1])
         if any(share > 0 and not len(piece) for share, piece in zip(shares, pieces, strict=True)):
-            raise DataError(f"Class {label} has only {len(members)} samples: too few for shares {list(shares)}.")
+            raise DataError(
+                f"Class {label} has only {len(members)} samples: too few for shares {list(shares)}."
+            )
         for part, piece in zip(parts, pieces, strict=True):
             part.append(piece)
     return tuple(np.sort(np.concatenate(part)) for part in parts)

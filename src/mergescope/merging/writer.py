@@ -19,14 +19,15 @@ from mergescope.weights.point import TensorSource
 
 SIDE_FILES = (
     "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt",
-    "spiece.model", "sentencepiece*", "added_tokens.json", "preprocessor_config.json", "processor_config.json",
-    "chat_template*", "modules.json", "1_Pooling/config.json",
+    "spiece.model", "sentencepiece*", "added_tokens.json", "preprocessor_config.json",
+    "processor_config.json", "chat_template*", "modules.json", "1_Pooling/config.json",
 )  # fmt: skip
 """Files beside the weights that make a Hugging Face directory load; copied from the base."""
 
 _TAGS = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
 }  # fmt: skip
 
 
@@ -81,7 +82,9 @@ def save(
         raise CheckpointError(f"{target} is one of the inputs: choose another output directory.")
     files = [file for source in point.checkpoints for file in getattr(source, "files", ())]
     here = target.resolve()
-    inside = [str(f) for f in files if here in f.resolve().parents or here in (f.parent.resolve() / "_").parents]
+    inside = [
+        str(f) for f in files if here in f.resolve().parents or here in (f.parent.resolve() / "_").parents
+    ]
     if inside:
         raise CheckpointError(f"{target} holds the input {inside[0]}: choose another output directory.")
     if target.exists() and not target.is_dir():
@@ -100,7 +103,8 @@ def save(
         raise CheckpointError(f"{target} exists. Choose another directory, or pass overwrite=True.") from None
     except OSError as error:
         raise CheckpointError(
-            f"Writing {target} failed, and nothing was left there: {error}. Check its disk's space and permissions."
+            f"Writing {target} failed, and nothing was left there: {error}. Check the disk's space "
+            "and permissions."
         ) from error
     return target
 
@@ -130,7 +134,7 @@ def write_safetensors(stream: BinaryIO, point: Point, metadata: Mapping[str, str
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     stream.write(struct.pack("<Q", len(text)) + text)
-    for key in point.keys():
+    for key in point.spec:
         tensor = point.tensor(key).contiguous()
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             names = ", ".join(source.name for source in point.checkpoints)
@@ -138,7 +142,7 @@ def write_safetensors(stream: BinaryIO, point: Point, metadata: Mapping[str, str
                 f"The tensor {key!r} of {point!r} is NaN or infinite, so nothing was written. "
                 f"Look for damaged weights in: {names}."
             )
-        stream.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        stream.write(tensor.flatten().view(torch.uint8).numpy().data)
 
 
 def _by_weight(point: Point) -> list[TensorSource]:

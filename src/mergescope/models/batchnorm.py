@@ -51,7 +51,9 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> dict[str, 
     Raises:
         DataError: there are no batches.
     """
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
+    norms = {
+        n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None
+    }
     was_training = {module: module.training for module in model.modules()}
     momenta = {module: module.momentum for module in norms.values()}
     model.eval()
@@ -69,8 +71,8 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> dict[str, 
     finally:
         for module, momentum in momenta.items():
             module.momentum = momentum
-        for module, mode in was_training.items():
-            module.training = mode
+        for part, mode in was_training.items():
+            part.training = mode
     if not count:
         raise DataError("BatchNorm statistics can't be re-estimated: the calibration data hold no batches.")
     names = ("running_mean", "running_var", "num_batches_tracked")

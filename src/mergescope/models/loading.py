@@ -34,7 +34,7 @@ def load_model(source: str | os.PathLike[str] | Checkpoint, *, trust_remote_code
     Raises:
         CheckpointError: there is no usable ``config.json``.
         MismatchError: keys or shapes don't fit the architecture; all are named.
-    """
+    """  # noqa: DOC502 (raised by what this calls)
     checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
     config = checkpoint.config
     if config is None or "model_type" not in config:
@@ -62,6 +62,7 @@ def _from_transformers(checkpoint: Checkpoint, config: dict[str, Any], trust_rem
             checkpoint.directory,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below, by name
             local_files_only=True,
             **({"trust_remote_code": True} if trust_remote_code else {}),
         )
@@ -72,13 +73,17 @@ def _from_transformers(checkpoint: Checkpoint, config: dict[str, Any], trust_rem
         ) from error
     problems = [f"{key}: missing in the checkpoint" for key in sorted(info["missing_keys"])]
     problems += [f"{key}: not known to {type(model).__name__}" for key in sorted(info["unexpected_keys"])]
-    problems += [f"{item[0]}: shape differs" for item in sorted(info.get("mismatched_keys") or [])]
+    problems += [
+        f"{key}: {list(have)} in the checkpoint, {list(want)} in the network"
+        for key, have, want in sorted(info.get("mismatched_keys") or [])
+    ]
     if problems:
         raise MismatchError(
-            f"The checkpoint {checkpoint.name} ({checkpoint.directory}) does not fill {type(model).__name__}:",
+            f"The checkpoint {checkpoint.name} ({checkpoint.directory}) does not fill "
+            f"{type(model).__name__}:",
             problems,
-            f"It was saved by another class or another major version of transformers (here {transformers.__version__}). "
-            "Load it where it was made and save it again.",
+            "It was saved by another class or another major version of transformers "
+            f"(here {transformers.__version__}). Load it where it was made and save it again.",
         )
     return model.eval()
 
@@ -144,7 +149,14 @@ def key_map(model: nn.Module, source: TensorSource | Point) -> dict[str, str]:
 
 
 def _saved_names(model: nn.Module) -> dict[str, str]:
-    """State-dict names to those in files: transformers 5 renamed modules, but saves the old names."""
+    """State-dict names to those in files: transformers 5 renamed modules, but saves the old names.
+
+    Args:
+        model: any network.
+
+    Returns:
+        Name to file key; empty if transformers did not make the network.
+    """
     if not hasattr(model, "base_model_prefix"):
         return {}
     try:
@@ -171,7 +183,7 @@ def load_weights(
 
     Raises:
         MismatchError: keys or shapes don't fit.
-    """
+    """  # noqa: DOC502 (raised by what this calls)
     mapping = key_map(model, source) if mapping is None else mapping
     point = Point.of(source)
     entries = model.state_dict(keep_vars=True)

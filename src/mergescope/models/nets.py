@@ -34,8 +34,7 @@ class MLP(nn.Module):
         super().__init__()
         self.settings: dict[str, Any] = {"sizes": list(sizes)}
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(i, o), nn.ReLU())
-            for i, o in zip(sizes[:-2], sizes[1:-1], strict=True)
+            nn.Sequential(nn.Linear(i, o), nn.ReLU()) for i, o in zip(sizes[:-2], sizes[1:-1], strict=True)
         )
         self.head = nn.Linear(sizes[-2], sizes[-1])
 

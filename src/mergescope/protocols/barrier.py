@@ -49,7 +49,10 @@ def line(a: Point | TensorSource, b: Point | TensorSource, alphas: Sequence[Numb
 
 
 def barrier(
-    traces: Trace | Sequence[Trace], a: Point | TensorSource, b: Point | TensorSource, alphas: Sequence[Number]
+    traces: Trace | Sequence[Trace],
+    a: Point | TensorSource,
+    b: Point | TensorSource,
+    alphas: Sequence[Number],
 ) -> Barrier:
     """The linear-mode-connectivity barrier (CTL 2; equations.md 2).
 
@@ -76,7 +79,9 @@ def barrier(
     for trace in traces:
         missing = [str(point) for point in points.values() if point not in trace.points]
         if missing:
-            raise PointError(f"The trace lacks points of the line: {'; '.join(missing)}. Trace line(a, b, alphas).")
+            raise PointError(
+                f"The trace lacks points of the line: {'; '.join(missing)}. Trace line(a, b, alphas)."
+            )
     outputs = [trace.reading(Outputs) for trace in traces]
     loss = np.array([np.concatenate([o.losses(p) for o in outputs]).mean() for p in points.values()])
     error = np.array([1 - np.concatenate([o.correct(p) for o in outputs]).mean() for p in points.values()])

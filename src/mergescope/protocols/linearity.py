@@ -58,10 +58,16 @@ class LinearityTest:
     def __post_init__(self) -> None:
         total = sum((value for _, value in self.right), Fraction(0))
         if total != 1:
-            raise PointError(f"{self.name}: the coefficients of the right side sum to {float(total):g}, not 1.")
-        combined = sum((value * point for point, value in self.right[1:]), self.right[0][1] * self.right[0][0])
+            raise PointError(
+                f"{self.name}: the coefficients of the right side sum to {float(total):g}, not 1."
+            )
+        combined = sum(
+            (value * point for point, value in self.right[1:]), self.right[0][1] * self.right[0][0]
+        )
         if combined != self.left:
-            raise PointError(f"{self.name}: the left point is {self.left}, the right side combines to {combined}.")
+            raise PointError(
+                f"{self.name}: the left point is {self.left}, the right side combines to {combined}."
+            )
         reference = () if self.reference is None else (self.reference,)
         object.__setattr__(self, "points", (self.left, *(point for point, _ in self.right), *reference))
 
@@ -206,7 +212,8 @@ class Linearity:
         )
         reason = (
             f"lowest cos {low:.3f} at {worst_cos.layer} (baseline "
-            f"{worst_cos.measures['baseline'].mean:.3f}), coef furthest from 1: {off:.3f} at {worst_coef.layer}"
+            f"{worst_cos.measures['baseline'].mean:.3f}), coef furthest from 1: {off:.3f} at "
+            f"{worst_coef.layer}"
         )
         return Verdict(llfc, holds, beats, reason)
 
@@ -225,7 +232,8 @@ class Linearity:
                 f"{entry.measures['coef'].mean:>8.4f}{entry.measures['gap'].mean:>8.4f}"
                 f"{baseline.mean:>10.4f}{cos.n:>8}{note}"
             )
-        says = f"CTL {'holds' if verdict.ctl else 'does not hold'}, LLFC {'holds' if verdict.llfc else 'does not hold'}"
+        ctl_says, llfc_says = ("holds" if it else "does not hold" for it in (verdict.ctl, verdict.llfc))
+        says = f"CTL {ctl_says}, LLFC {llfc_says}"
         return "\n".join([*lines, f"{says}: {verdict.reason}."])
 
 
@@ -253,7 +261,7 @@ def linearity(
 
     Raises:
         MergescopeError: a trace has no inner products of the test's points.
-    """
+    """  # noqa: DOC502 (raised by what this calls)
     traces = [traces] if isinstance(traces, Trace) else list(traces)
     names = MEASURES + (RELATIVE if test.reference is not None else ())
     coefficients = [float(value) for _, value in test.right]

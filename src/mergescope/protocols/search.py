@@ -74,7 +74,9 @@ def normalised_accuracy(accuracies: Mapping[str, float], single: Mapping[str, fl
     """
     lacking = [task for task in accuracies if not single.get(task)]
     if lacking:
-        raise PointError(f"No normalised accuracy: the single-task accuracy is zero or missing for {lacking}.")
+        raise PointError(
+            f"No normalised accuracy: the single-task accuracy is zero or missing for {lacking}."
+        )
     return float(np.mean([value / single[task] for task, value in accuracies.items()]))
 
 

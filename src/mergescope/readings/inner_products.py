@@ -89,8 +89,13 @@ class InnerProducts:
 
         Args:
             other: a reading of the same points, layers and groups.
+
+        Raises:
+            MergescopeError: its points, layers or groups differ.
         """
         require_same_start(self, other)
+        if self._pairs != other._pairs:
+            raise MergescopeError("Only InnerProducts of the same groups can be merged.")
         for layer in self.layers:
             self._parts[layer] += other._parts[layer]
 
@@ -113,6 +118,8 @@ class InnerProducts:
             columns = [[self._column[min(i, j), max(i, j)] for j in places] for i in places]
         except KeyError as error:
             names = [str(self.points[i]) for i in error.args[0]]
-            raise MergescopeError(f"The inner product of {names} was not traced: put both in one group.") from None
+            raise MergescopeError(
+                f"The inner product of {names} was not traced: put both in one group."
+            ) from None
         values = np.concatenate(self._parts[layer]) if self._parts[layer] else np.empty((0, len(self._pairs)))
         return values[:, columns]

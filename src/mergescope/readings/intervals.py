@@ -90,6 +90,10 @@ def bootstrap(
 
 @lru_cache(maxsize=4)
 def _resampling(units: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each unit is drawn in each resample, ``(resamples, units)``."""
+    """How often each unit is drawn in each resample.
+
+    Returns:
+        ``(resamples, units)``, counts.
+    """
     rng = np.random.default_rng(seed)
     return rng.multinomial(units, np.full(units, 1 / units), size=resamples).astype(np.float32)

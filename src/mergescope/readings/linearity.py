@@ -61,7 +61,9 @@ def linearity_measures(
     if reference:
         size = 1 + len(weights)
         zero = gram[:, :size, size]
-        shifted = gram[:, :size, :size] - zero[:, :, None] - zero[:, None, :] + gram[:, size, size, None, None]
+        shifted = (
+            gram[:, :size, :size] - zero[:, :, None] - zero[:, None, :] + gram[:, size, size, None, None]
+        )
         relative = _three(shifted, weights)
         # After subtraction, squared norms below rounding of the raw ones are noise: no change at all.
         noise = np.abs(gram[:, :size, :size]).max((1, 2)) * 1e-13
@@ -72,7 +74,11 @@ def linearity_measures(
 
 
 def _three(gram: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """cos, coef, gap and the distance |m - r| for Gram matrices of (m, f_1, ..., f_k)."""
+    """cos, coef, gap and the distance |m - r| for Gram matrices of (m, f_1, ..., f_k).
+
+    Returns:
+        Measure to ``(samples,)``.
+    """
     mixed = np.concatenate([[1.0], -weights])
     mm = gram[:, 0, 0]
     mr = gram[:, 0, 1:] @ weights

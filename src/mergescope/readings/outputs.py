@@ -58,7 +58,9 @@ class Outputs:
             raise MergescopeError("A reading belongs to one trace: make a new Outputs() for each.")
         unknown = [m for members in self.ensembles.values() for m in members if m not in points]
         if unknown:
-            raise MergescopeError(f"Outputs: these members of ensembles are not points of this trace: {unknown}.")
+            raise MergescopeError(
+                f"Outputs: these members of ensembles are not points of this trace: {unknown}."
+            )
         self.points, self.layers = list(points), list(layers)
         self._index = {point: i for i, point in enumerate([*points, *self.ensembles])}
         self._losses: list[np.ndarray] = []
@@ -107,9 +109,14 @@ class Outputs:
         """Append the samples of a later part of the pass.
 
         Args:
-            other: a reading of the same points.
+            other: a reading of the same points, classes and ensembles.
+
+        Raises:
+            MergescopeError: its points, classes or ensembles differ.
         """
         require_same_start(self, other)
+        if (self.classes, self.ensembles) != (other.classes, other.ensembles):
+            raise MergescopeError("Only Outputs of the same classes and ensembles can be merged.")
         self._losses += other._losses
         self._predictions += other._predictions
         self._labels += other._labels

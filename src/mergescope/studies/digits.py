@@ -22,7 +22,7 @@ from mergescope._version import __version__
 from mergescope.data import Task, class_pairs, digits, rotated
 from mergescope.merging import save
 from mergescope.models import MLP, ViT, net_config
-from mergescope.studies.family import Family, Measured, Settings, measure_family
+from mergescope.studies.family import SAMPLE_COLUMNS, Family, Measured, Settings, measure_family
 from mergescope.studies.rundir import (
     RESULTS,
     SAMPLES,
@@ -69,7 +69,7 @@ class DigitsConfig(BaseModel):
     )
     regimes: dict[str, dict[str, Recipe]] = Field(
         default_factory=lambda: {
-            "moderate": {"mlp": Recipe("sgd", lr=0.01, epochs=5), "vit": Recipe("adamw", lr=1e-4, epochs=4)},
+            "moderate": {"mlp": Recipe("sgd", lr=0.01, epochs=5), "vit": Recipe("adamw", lr=2e-4, epochs=4)},
             "high": {"mlp": Recipe("sgd", lr=0.1, epochs=5), "vit": Recipe("adamw", lr=1e-3, epochs=4)},
         }
     )
@@ -97,7 +97,10 @@ def preset(name: str) -> DigitsConfig:
             vit={"width": 32, "depth": 2},
             pretraining={"mlp": Recipe("sgd", lr=0.05, epochs=8), "vit": Recipe("adamw", lr=2e-3, epochs=3)},
             regimes={
-                "moderate": {"mlp": Recipe("sgd", lr=0.01, epochs=2), "vit": Recipe("adamw", lr=1e-4, epochs=1)},
+                "moderate": {
+                    "mlp": Recipe("sgd", lr=0.01, epochs=2),
+                    "vit": Recipe("adamw", lr=1e-4, epochs=1),
+                },
                 "high": {"mlp": Recipe("sgd", lr=0.1, epochs=2), "vit": Recipe("adamw", lr=2e-3, epochs=1)},
             },
             settings=Settings(line_alphas=(0.25, 0.5, 0.75), test_limit=200),
@@ -109,13 +112,15 @@ def preset(name: str) -> DigitsConfig:
                 "vit": Recipe("adamw", lr=1e-3, epochs=40, weight_decay=0.01),
             },
             regimes={
-                "moderate": {"mlp": Recipe("sgd", lr=0.01, epochs=20), "vit": Recipe("adamw", lr=1e-4, epochs=12)},
+                "moderate": {
+                    "mlp": Recipe("sgd", lr=0.01, epochs=20),
+                    "vit": Recipe("adamw", lr=1e-4, epochs=12),
+                },
                 "high": {"mlp": Recipe("sgd", lr=0.1, epochs=20), "vit": Recipe("adamw", lr=1e-3, epochs=12)},
             },
             settings=Settings(line_alphas=tuple(i / 20 for i in range(1, 20)), test_limit=0),
         )
     return DigitsConfig()
-
 
 
 def run_preset(
@@ -194,7 +199,9 @@ def tasks_of(data: str, kind: str) -> tuple[Task, tuple[Task, ...]]:
     return everything, tuple(rotated(everything))
 
 
-def run_digits(config: DigitsConfig, path: str | Path, preset_name: str, workers: int | None = None) -> RunDirectory:
+def run_digits(
+    config: DigitsConfig, path: str | Path, preset_name: str, workers: int | None = None
+) -> RunDirectory:
     """Run the demo, or what is left of it.
 
     Args:
@@ -207,10 +214,20 @@ def run_digits(config: DigitsConfig, path: str | Path, preset_name: str, workers
         The run directory with ``run.yaml``, ``results.parquet`` and ``samples.parquet``.
     """
     run = RunDirectory(path)
+    with run.locked():
+        _complete(config, run, preset_name, workers)
+    return run
+
+
+def _complete(config: DigitsConfig, run: RunDirectory, preset_name: str, workers: int | None) -> None:
     pretraining, tasks = tasks_of(config.data, config.tasks)
     prints = {task.name: task.fingerprint for task in (pretraining, *tasks)}
     plan = _Plan(config, run, prints, pretraining.name, tuple(task.name for task in tasks))
-    bases = [_Job(plan, network, "", pretraining.name, seed) for network in config.networks[::-1] for seed in (0, 1)]
+    bases = [
+        _Job(plan, network, "", pretraining.name, seed)
+        for network in config.networks[::-1]
+        for seed in (0, 1)
+    ]
     tuned = [job for network, regime in config.fine_tunings for job in plan.fine_tunes(network, regime)]
     with LocalEngine(workers) as engine:
         for jobs, label in ((bases, "pretraining"), (tuned, "fine-tuning")):
@@ -221,20 +238,24 @@ def run_digits(config: DigitsConfig, path: str | Path, preset_name: str, workers
     ordered = sorted(families, key=lambda job: config.networks.index(job.network))
     write_rows(run.path / RESULTS, [row for job in ordered for row in read_rows(job.rows)])
     samples = [line for job in ordered for line in read_table(job.samples)]
-    write_table(run.path / SAMPLES, {name: [line[name] for line in samples] for name in samples[0]})
+    write_table(run.path / SAMPLES, {name: [line[name] for line in samples] for name in SAMPLE_COLUMNS})
     provenance = {
         "data": {"source": config.data, "fingerprints": prints},
         "checkpoints": {job.path.name: Checkpoint(job.path).digest for job in (*bases, *tuned)},
     }
     run.write_run("digits", preset_name, config.model_dump(mode="json"), provenance)
-    return run
 
 
 class _Plan:
     """Configuration with where everything goes; picklable."""
 
     def __init__(
-        self, config: DigitsConfig, run: RunDirectory, prints: dict[str, str], first: str, names: tuple[str, ...]
+        self,
+        config: DigitsConfig,
+        run: RunDirectory,
+        prints: dict[str, str],
+        first: str,
+        names: tuple[str, ...],
     ) -> None:
         self.config, self.run, self.prints, self.first, self.names = config, run, prints, first, names
 
@@ -243,7 +264,7 @@ class _Plan:
         return next(task for task in (pretraining, *tasks) if task.name == name)
 
     def fine_tunes(self, network: Network, regime: str) -> list[_Job]:
-        """One job a task from the base, and one from the other initialisation (the stranger)."""
+        # One job a task from the base, and one from the other initialisation: the stranger.
         jobs = [_Job(self, network, regime, name, 0) for name in self.names]
         return [*jobs, _Job(self, network, regime, self.names[1], 1)]
 
@@ -282,8 +303,7 @@ class _Job:
             return MLP() if self.network == "mlp" else ViT(**self.plan.config.vit)
 
     def model(self) -> nn.Module:
-        """The network with the weights training starts from."""
-        model = self.new_model()
+        model = self.new_model()  # for a fine-tune, the weights are replaced by the base's
         if self.base is not None:
             model.load_state_dict(Checkpoint(self.base.path).state_dict())
         return model
@@ -296,7 +316,9 @@ class _FamilyJob:
         prints = [plan.prints[name] for name in plan.names]
         key = digest_of(__version__, keys, prints, asdict(plan.config.settings))
         stem = plan.run.measures(f"{network}-{regime}", key)
-        self.rows, self.samples = (stem.with_name(f"{stem.name}.{part}.parquet") for part in ("rows", "samples"))
+        self.rows, self.samples = (
+            stem.with_name(f"{stem.name}.{part}.parquet") for part in ("rows", "samples")
+        )
 
     @property
     def done(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -28,11 +29,14 @@ from mergescope.protocols import (
     negation,
     normalised_accuracy,
 )
-from mergescope.readings import InnerProducts, Outputs, bootstrap
+from mergescope.readings import InnerProducts, Outputs, Reading, bootstrap
 from mergescope.studies.rundir import Row
 from mergescope.tracing import Trace, trace
 from mergescope.weights import Checkpoint, Point, mean, random_neighbour
 
+Model = Point | Checkpoint
+
+SAMPLE_COLUMNS = ("network", "regime", "points", "layer", "measure", "value")
 SAMPLE_MEASURES = ("cos", "coef")
 
 
@@ -87,9 +91,7 @@ class Measured:
     """Rows for ``results.parquet`` and single samples for distributions."""
 
     rows: list[Row] = field(default_factory=list)
-    samples: dict[str, list] = field(
-        default_factory=lambda: {name: [] for name in ("network", "regime", "points", "layer", "measure", "value")}
-    )
+    samples: dict[str, list] = field(default_factory=lambda: {name: [] for name in SAMPLE_COLUMNS})
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,11 @@ def measure_family(family: Family, settings: Settings) -> Measured:
     for task in family.tasks:
         tests = [plan.test for plan in planned if task.name in plan.tasks]
         pairs = [pair for pair in combinations(names, 2) if task.name in pair]
-        points = [*family.models.values(), *merged.values()]
+        points: list[Model] = [family.base, *family.models.values(), *merged.values()]
         for a, b in pairs:
             points += line(family.models[a], family.models[b], settings.line_alphas).values()
         members = [Point.of(model) for model in family.models.values()]
-        readings = [
+        readings: list[Reading] = [
             InnerProducts(groups=[test.points for test in tests]),
             Outputs(classes=task.classes, ensembles={"ensemble": members}),
         ]
@@ -157,20 +159,21 @@ def _tests(family: Family, settings: Settings) -> Iterable[_Planned]:
     a, b = names[:2]
     yield _Planned("null-init", f"{a} + {b}", ctl(models[a], family.stranger, 0.5, base), (a, b))
     noise = [
-        random_neighbour(base, models[name], settings.seed + i, f"random like {name}") for i, name in enumerate((a, b))
+        random_neighbour(base, models[name], settings.seed + i, f"random like {name}")
+        for i, name in enumerate((a, b))
     ]
-    yield _Planned("null-random", f"{a} + {b}", ctl(*noise, 0.5, base), (a, b))
+    yield _Planned("null-random", f"{a} + {b}", ctl(noise[0], noise[1], 0.5, base), (a, b))
 
 
 def _merged_models(family: Family, settings: Settings, measured: Measured) -> dict[str, Point]:
-    """Average and task arithmetic; lambda is chosen on validation data only."""
+    # Average and task arithmetic; lambda is chosen on validation data only.
     models = list(family.models.values())
     candidates = addition_line(family.base, models, settings.grid)
     per_task: dict[str, dict[Point, float]] = {}
     passes: list[Trace] = []
     for task in family.tasks:
         outputs = Outputs(classes=task.classes)
-        points = [*candidates.values(), *models]
+        points: list[Model] = [*candidates.values(), *models]
         data = batches(task.validation, settings.batch)
         passes.append(trace(points, data, family.model, layers="output", readings=[outputs]))
         per_task[task.name] = {point: float(outputs.correct(point).mean()) for point in passes[-1].points}
@@ -187,7 +190,6 @@ def _merged_models(family: Family, settings: Settings, measured: Measured) -> di
                 "normalised accuracy", score, lam, **cost)
         )  # fmt: skip
     return {
-        "pretrained": Point.of(family.base),
         "average": mean(models),
         f"task arithmetic (λ = {chosen.lam:g})": candidates[chosen.lam],
     }
@@ -211,7 +213,7 @@ def _add_linearity(
                 values = layer.values[name]
                 values = values[~np.isnan(values)].astype(np.float32)
                 columns = (family.network, family.regime, plan.points, layer.layer, name)
-                for column, value in zip(("network", "regime", "points", "layer", "measure"), columns, strict=True):
+                for column, value in zip(SAMPLE_COLUMNS, columns, strict=False):
                     measured.samples[column] += [value] * len(values)
                 measured.samples["value"] += values.tolist()
     verdict = result.verdict
@@ -232,7 +234,9 @@ def _add_barriers(
         n = sum(part.samples for part in passes)
         for alpha, loss, error in zip(curve.alphas, curve.loss, curve.error, strict=True):
             measured.rows.append(Row(*common, "line", *place, "loss", float(loss), float(alpha), n=n, **cost))
-            measured.rows.append(Row(*common, "line", *place, "error", float(error), float(alpha), n=n, **cost))
+            measured.rows.append(
+                Row(*common, "line", *place, "error", float(error), float(alpha), n=n, **cost)
+            )
         measured.rows.append(Row(*common, "barrier", *place, "loss", curve.loss_barrier, n=n, **cost))
         measured.rows.append(Row(*common, "barrier", *place, "error", curve.error_barrier, n=n, **cost))
 
@@ -245,7 +249,7 @@ def _add_accuracies(
     settings: Settings,
 ) -> None:
     shown: dict[str, Point | str] = {
-        "pretrained": merged["pretrained"],
+        "pretrained": Point.of(family.base),
         **{f"fine-tuned on {name}": Point.of(model) for name, model in family.models.items()},
         **merged,
         "ensemble of logits": "ensemble",
@@ -257,24 +261,28 @@ def _add_accuracies(
             part, units = traces[task.name]
             outputs = part.reading(Outputs)
             values = np.stack([outputs.correct(point), outputs.losses(point)], axis=1)
-            for name, summary in zip(("accuracy", "loss"), bootstrap(values, units, seed=settings.seed), strict=True):
-                measured.rows.append(
-                    Row(family.network, family.regime, "accuracy", label, task.name, name, summary.mean, std=summary.std,
-                        low=summary.low, high=summary.high, n=summary.n, **_cost([part]))
-                )  # fmt: skip
+            for name, summary in zip(
+                ("accuracy", "loss"), bootstrap(values, units, seed=settings.seed), strict=True
+            ):
+                spread: dict[str, Any] = {
+                    "std": summary.std,
+                    "low": summary.low,
+                    "high": summary.high,
+                    "n": summary.n,
+                }
+                place = (family.network, family.regime, "accuracy", label, task.name, name)
+                measured.rows.append(Row(*place, summary.mean, **spread, **_cost([part])))
             found[label][task.name] = float(values[:, 0].mean())
             if label == f"fine-tuned on {task.name}":
                 single[task.name] = found[label][task.name]
     for label, accuracies in found.items():
-        score = normalised_accuracy(accuracies, single)
-        measured.rows.append(
-            Row(family.network, family.regime, "accuracy", label, "all tasks", "normalised accuracy", score)
-        )
+        place = (family.network, family.regime, "accuracy", label, "all tasks")
         plain = float(np.mean(list(accuracies.values())))
-        measured.rows.append(Row(family.network, family.regime, "accuracy", label, "all tasks", "accuracy", plain))
+        measured.rows.append(Row(*place, "accuracy", plain))
+        measured.rows.append(Row(*place, "normalised accuracy", normalised_accuracy(accuracies, single)))
 
 
-def _cost(passes: Sequence[Trace]) -> dict[str, float | int]:
+def _cost(passes: Sequence[Trace]) -> dict[str, Any]:
     return {
         "seconds": round(sum(part.seconds for part in passes), 3),
         "forward_passes": sum(part.forward_passes for part in passes),

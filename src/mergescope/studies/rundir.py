@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -114,11 +117,15 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise StudyError(f"{path} does not exist. Is {path.parent} a run directory of mergescope, and did it finish?")
+        raise StudyError(
+            f"{path} does not exist. Is {path.parent} a run directory of mergescope, and did it finish?"
+        )
     try:
         return pq.read_table(path).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise StudyError(f"{path} can't be read as parquet ({error}). Delete it and run the study again.") from error
+        raise StudyError(
+            f"{path} can't be read as parquet ({error}). Delete it and run the study again."
+        ) from error
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -146,7 +153,9 @@ def read_rows(path: Path) -> list[Row]:
     table = read_table(path)
     names = {field.name for field in fields(Row)}
     if table and not names <= table[0].keys():
-        raise StudyError(f"{path} lacks the columns {sorted(names - table[0].keys())}: another version wrote it.")
+        raise StudyError(
+            f"{path} lacks the columns {sorted(names - table[0].keys())}: another version wrote it."
+        )
     return [Row(**{name: line[name] for name in names}) for line in table]
 
 
@@ -166,6 +175,27 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StudyError(f"{self.path} can't be used as a run directory: {error.strerror}.") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from running here, and remove what a killed run left half-written.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            StudyError: another process holds the directory.
+        """
+        with (self.path / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise StudyError(
+                    f"Another process is running in {self.path}. Wait, or choose another --out."
+                ) from error
+            for leftover in self.path.rglob(".*.tmp*"):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+            yield
 
     def checkpoint(self, name: str, key: str) -> Path:
         """Where a checkpoint is, or will be.
@@ -191,7 +221,9 @@ class RunDirectory:
         """
         return self.path / "measures" / f"{name}-{key}"
 
-    def write_run(self, study: str, preset: str, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+    def write_run(
+        self, study: str, preset: str, config: Mapping[str, Any], provenance: Mapping[str, Any]
+    ) -> None:
         """Write ``run.yaml``.
 
         Args:
@@ -220,7 +252,9 @@ class RunDirectory:
         """
         path = self.path / "run.yaml"
         if not path.is_file():
-            raise StudyError(f"{self.path} is no run directory: it has no run.yaml. Name the directory of a study.")
+            raise StudyError(
+                f"{self.path} is no run directory: it has no run.yaml. Name the directory of a study."
+            )
         try:
             content = yaml.safe_load(path.read_text())
         except yaml.YAMLError as error:
@@ -238,5 +272,3 @@ def versions() -> dict[str, str]:
     """
     names = ("mergescope", "torch", "numpy", "safetensors")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-

@@ -29,7 +29,7 @@ def capture(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, torch
 
     Raises:
         LayerError: a layer ran more than once in a forward (its feature would be ambiguous).
-    """
+    """  # noqa: DOC502 (raised in a hook)
     caught: dict[str, torch.Tensor] = {}
 
     def hook(name: str) -> Any:
@@ -94,5 +94,7 @@ def trivially_linear(model: nn.Module, inputs: Any, layers: Sequence[str]) -> se
             handle.remove()
     idle = [name for name in layers if name != OUTPUT and name not in ran]
     if idle:
-        raise LayerError(f"These layers do not run in a forward pass of {type(model).__name__}: {', '.join(idle)}.")
+        raise LayerError(
+            f"These layers do not run in a forward pass of {type(model).__name__}: {', '.join(idle)}."
+        )
     return trivial

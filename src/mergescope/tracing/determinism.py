@@ -30,8 +30,8 @@ def require_repeatable(data: Iterable[Any], what: str) -> None:
     """
     if isinstance(data, Iterator):
         raise DataError(
-            f"The {what} are a one-shot iterator ({type(data).__name__}), which can't be checked or passed over "
-            "again. Pass a list of batches, a DataLoader, or any object whose __iter__ starts anew."
+            f"The {what} are a one-shot iterator ({type(data).__name__}), which can't be checked or passed "
+            "over again. Pass a list of batches, a DataLoader, or any object whose __iter__ starts anew."
         )
     if not isinstance(data, Iterable):
         raise DataError(
@@ -60,17 +60,19 @@ def require_deterministic_data(data: Iterable[Any]) -> None:
         )
     first, second = (list(islice(iter(data), CHECKED_BATCHES)) for _ in range(2))
     if not first:
-        raise DataError("The data set is empty: there is not one batch to trace. Check the split and any filter.")
+        raise DataError(
+            "The data set is empty: there is not one batch to trace. Check the split and any filter."
+        )
     if len(first) != len(second):
         raise DataError(
-            f"Two passes over the data ({type(data).__name__}) give different numbers of batches: its __iter__ does "
-            "not start anew. Pass a list of batches or a DataLoader."
+            f"Two passes over the data ({type(data).__name__}) give different numbers of batches: its "
+            "__iter__ does not start anew. Pass a list of batches or a DataLoader."
         )
     for number, (one, two) in enumerate(zip(first, second, strict=True)):
         if not _equal(one, two):
             raise DataError(
-                f"Two passes over the data differ in batch {number}: the data set is shuffled or augmented at "
-                "random. Turn that off, or seed it by the sample's index."
+                f"Two passes over the data differ in batch {number}: the data set is shuffled or augmented "
+                "at random. Turn that off, or seed it by the sample's index."
             )
 
 
@@ -100,6 +102,6 @@ def require_deterministic_model(model: nn.Module, batch: Any, device: torch.devi
     one, two = (feature_of(call_model(model, inputs), OUTPUT) for _ in range(2))
     if not torch.equal(torch.nan_to_num(one), torch.nan_to_num(two)):
         raise DataError(
-            f"{type(model).__name__} gives different outputs for the same batch in eval mode: it draws random "
-            "numbers in forward (dropout called as a function?). Remove that for measuring."
+            f"{type(model).__name__} gives different outputs for the same batch in eval mode: it draws "
+            "random numbers in forward (dropout called as a function?). Remove that for measuring."
         )

@@ -70,7 +70,9 @@ class Trace:
             if isinstance(reading, kind):
                 return reading
         have = ", ".join(type(reading).__name__ for reading in self.readings)
-        raise MergescopeError(f"This trace has no {kind.__name__} (it has: {have}). Pass readings=[{kind.__name__}()].")
+        raise MergescopeError(
+            f"This trace has no {kind.__name__} (it has: {have}). Pass readings=[{kind.__name__}()]."
+        )
 
 
 def trace(
@@ -124,7 +126,7 @@ def trace(
         >>> traced = trace(test.points, [torch.ones(3, 4)], net)
         >>> traced.layers, len(traced.points), traced.forward_passes
         (('blocks.0', 'output'), 3, 3)
-    """
+    """  # noqa: DOC502 (raised by what this calls)
     started = time.perf_counter()
     distinct = tuple(dict.fromkeys(Point.of(point) for point in points))
     if not distinct:
@@ -144,7 +146,9 @@ def trace(
         require_deterministic_data(data)
     first = next(iter(data), None)
     if first is None:
-        raise DataError("The data set is empty: there is not one batch to trace. Check the split and any filter.")
+        raise DataError(
+            "The data set is empty: there is not one batch to trace. Check the split and any filter."
+        )
     inputs, labels = split_batch(first)
     if readings is None:
         readings = [InnerProducts()] if labels is None else [InnerProducts(), Outputs()]
@@ -201,7 +205,10 @@ def _run(
     needs_features = any(reading.needs_features for reading in result.readings)
     captured = [name for name in result.layers if name != OUTPUT] if needs_features else []
     entries = model.state_dict(keep_vars=True)
-    length = len(data) if hasattr(data, "__len__") else None
+    try:
+        length = len(data)  # type: ignore[arg-type]
+    except TypeError:  # no __len__, or a DataLoader over a data set that has none
+        length = None
     with capture(model, captured) as caught, progress_bar("tracing", length, progress) as advance:
         for batch in data:
             inputs, labels = split_batch(batch)

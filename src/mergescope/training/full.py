@@ -31,6 +31,8 @@ def full(model: nn.Module, frozen: Sequence[str] = ()) -> list[nn.Parameter]:
     modules = dict(model.named_modules())
     for name in frozen:
         if name not in modules:
-            raise LayerError(f"{type(model).__name__} has no module {name!r} to freeze.{did_you_mean(name, modules)}")
+            raise LayerError(
+                f"{type(model).__name__} has no module {name!r} to freeze.{did_you_mean(name, modules)}"
+            )
     held = {id(parameter) for name in frozen for parameter in modules[name].parameters()}
     return [parameter for parameter in model.parameters() if id(parameter) not in held]

@@ -120,8 +120,8 @@ def fit(
                 mean = float(total) / len(split)
                 if not torch.isfinite(torch.tensor(mean)):
                     raise MergescopeError(
-                        f"Training diverged in epoch {epoch + 1}: the loss is {mean}. Lower the learning rate "
-                        f"(now {recipe.lr:g})."
+                        f"Training diverged in epoch {epoch + 1}: the loss is {mean}. Lower the learning "
+                        f"rate (now {recipe.lr:g})."
                     )
                 history.append(mean)
                 advance(1)

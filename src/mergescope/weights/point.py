@@ -20,13 +20,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
-from typing import Any, NamedTuple, Protocol, Union
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import torch
 
 from mergescope.errors import MismatchError, PointError
 
-Number = Union[int, float, Fraction]
+Number: TypeAlias = int | float | Fraction
 
 
 class TensorSpec(NamedTuple):
@@ -102,7 +102,9 @@ def exact(value: Number) -> Fraction:
         raise PointError(f"A coefficient must be a finite number, got {value!r}.") from error
     near = number.limit_denominator(10**6)
     # Rounding is that of numbers around 1: a float 1 - alpha is small, but carries alpha's error.
-    return near if near and abs(near - number) <= max(abs(number), 1) * Fraction(1, 2**50) else number
+    return (
+        near if near and abs(near - number) <= max(abs(number), Fraction(1)) * Fraction(1, 2**50) else number
+    )
 
 
 class Point:
@@ -212,7 +214,9 @@ class Point:
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Point):
-            return NotImplemented
+            if not hasattr(other, "identity"):
+                return NotImplemented
+            other = Point([(cast(TensorSource, other), 1)])  # a checkpoint is the point that it is
         if not self._canonical and not other._canonical:  # a - a is b - b, if they have the same tensors
             return self.spec == other.spec
         return self._canonical == other._canonical

@@ -16,8 +16,9 @@ def random_neighbour(
     """A model as far from ``base`` as ``like`` is, in a random direction, tensor by tensor.
 
     For every floating-point tensor ``w``: ``w(base) + |w(like) - w(base)| * z / |z|`` with
-    ``z ~ N(0, 1)`` seeded by the key. A fine-tuned model that is no more linear than this one
-    owes its linearity to being close to the base, not to what fine-tuning learned.
+    ``z ~ N(0, 1)`` seeded by the key (BatchNorm variances are kept positive). A fine-tuned model
+    that is no more linear than this one owes its linearity to being close to the base, not to what
+    fine-tuning learned.
 
     Args:
         base: the pretrained model.
@@ -42,7 +43,10 @@ def random_neighbour(
         if not spec.dtype.is_floating_point:
             continue
         key_seed = int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:7], "big")
-        noise = torch.randn(spec.shape, generator=torch.Generator().manual_seed(key_seed), dtype=torch.float64)
+        noise = torch.randn(
+            spec.shape, generator=torch.Generator().manual_seed(key_seed), dtype=torch.float64
+        )
         length = direction.tensor(key).double().norm()
-        tensors[key] = (tensors[key].double() + noise * (length / noise.norm())).to(spec.dtype)
+        moved = tensors[key].double() + noise * (length / noise.norm())
+        tensors[key] = (moved.abs() if key.endswith("running_var") else moved).to(spec.dtype)
     return Checkpoint(tensors, name=name)

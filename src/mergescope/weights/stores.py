@@ -1,0 +1,169 @@
+"""Where a checkpoint's tensors come from: a state dict in memory, or safetensors files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from mergescope.errors import CheckpointError
+from mergescope.weights.files import Located
+from mergescope.weights.point import TensorSpec
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+class Store(Protocol):
+    """What a checkpoint needs of the place where its tensors are."""
+
+    name: str
+    directory: Path | None
+    commit: str | None
+    files: tuple[Path, ...]
+    spec: dict[str, TensorSpec]
+    metadata: dict[str, str]
+    identity: str
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """Read one tensor."""
+
+    def rows(self, key: str, start: int, stop: int) -> torch.Tensor:
+        """Read rows of one tensor that has a first dimension."""
+
+
+class MemoryStore:
+    """A copied state dict."""
+
+    directory: Path | None = None
+    commit: str | None = None
+    files: tuple[Path, ...] = ()
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], name: str) -> None:
+        wrong = [key for key, value in tensors.items() if not isinstance(value, torch.Tensor)]
+        if wrong or not tensors:
+            what = f"entries that are no tensors: {', '.join(map(str, wrong))}" if wrong else "no tensors"
+            raise CheckpointError(f"The state dict {name!r} has {what}. Pass model.state_dict().")
+        self.name = name
+        self.metadata: dict[str, str] = {}
+        self._tensors = {key: value.detach().cpu().clone() for key, value in tensors.items()}
+        self.spec = {key: TensorSpec(tuple(t.shape), t.dtype) for key, t in self._tensors.items()}
+        self.identity = "memory:" + content_digest((key, self._tensors[key]) for key in sorted(self._tensors))
+
+    def tensor(self, key: str) -> torch.Tensor:
+        return self._tensors[key]
+
+    def rows(self, key: str, start: int, stop: int) -> torch.Tensor:
+        return self._tensors[key][start:stop]
+
+
+class FileStore:
+    """Safetensors files, memory-mapped."""
+
+    def __init__(self, located: Located, name: str | None) -> None:
+        self.name = name or located.name
+        self.directory = located.directory
+        self.commit = located.commit
+        self.files = located.shards
+        self.spec: dict[str, TensorSpec] = {}
+        self.metadata: dict[str, str] = {}
+        self._where: dict[str, Path] = {}
+        self._open: dict[Path, Any] = {}
+        stamps = []
+        for shard in located.shards:
+            self._read_header(shard)
+            stat = shard.stat()
+            stamps.append(f"{shard.resolve()}:{stat.st_size}:{stat.st_mtime_ns}")
+        self.identity = "file:" + "|".join(stamps)
+        if not self.spec:
+            raise CheckpointError(f"{self.name} ({located.directory or located.shards[0]}) holds no tensors.")
+        if located.index is not None:
+            self._check_index(located.index)
+
+    def _read_header(self, shard: Path) -> None:
+        handle = self._handle(shard)
+        for key in handle.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
+            if key in self.spec:
+                raise CheckpointError(
+                    f"{self.name}: the tensor {key!r} is in both {self._where[key]} and {shard}. Files of "
+                    "two checkpoints are mixed in one directory: keep one set."
+                )
+            part = handle.get_slice(key)
+            dtype = _DTYPES.get(part.get_dtype())
+            if dtype is None:
+                raise CheckpointError(
+                    f"{shard}: the tensor {key!r} has the dtype {part.get_dtype()}, which is not supported. "
+                    f"Supported: {', '.join(_DTYPES)}."
+                )
+            self.spec[key] = TensorSpec(tuple(part.get_shape()), dtype)
+            self._where[key] = shard
+        self.metadata |= handle.metadata() or {}
+
+    def _check_index(self, index: dict[str, Path]) -> None:
+        absent = sorted(key for key, shard in index.items() if self._where.get(key) != shard)
+        unlisted = sorted(set(self._where) - set(index))
+        if absent or unlisted:
+            raise CheckpointError(
+                f"{self.name}: the index and the shards disagree. Listed but not in their shard: "
+                f"{', '.join(absent) or 'none'}. In a shard but not listed: {', '.join(unlisted) or 'none'}. "
+                "Shards of two checkpoints are mixed: fetch the model again."
+            )
+
+    def _handle(self, shard: Path) -> Any:
+        if shard not in self._open:
+            try:
+                self._open[shard] = safe_open(shard, framework="pt")
+            except (SafetensorError, OSError, ValueError) as error:
+                size = shard.stat().st_size if shard.exists() else 0
+                raise CheckpointError(
+                    f"{shard} ({size:,} bytes) of model {self.name} can't be read as safetensors: {error}. "
+                    "The file is truncated or damaged: fetch or save it again."
+                ) from error
+        return self._open[shard]
+
+    def tensor(self, key: str) -> torch.Tensor:
+        try:
+            return self._handle(self._where[key]).get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"Reading {key!r} of {self.name} from {self._where[key]} failed: {error}."
+            ) from error
+
+    def rows(self, key: str, start: int, stop: int) -> torch.Tensor:
+        return self.tensor(key)[start:stop]  # a view of the mapped file: other rows are not read
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}  # handles don't cross process borders; paths do
+
+
+def content_digest(items: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of tensors.
+
+    Args:
+        items: names and tensors, in a fixed order.
+
+    Returns:
+        The digest (hex).
+    """
+    whole = hashlib.sha256()
+    for key, tensor in items:
+        whole.update(f"{key} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        whole.update(hashlib.sha256(memoryview(flat.numpy())).digest())
+    return whole.hexdigest()

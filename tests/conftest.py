@@ -1,0 +1,19 @@
+"""Set-up shared by all tests: one torch thread, no network, no cache outside the test run."""
+
+import os
+import tempfile
+
+_CACHE = tempfile.TemporaryDirectory(prefix="mergescope-tests-")
+os.environ["HF_HOME"] = _CACHE.name
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

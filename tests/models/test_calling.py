@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from mergescope.errors import DataError
+from mergescope.models.calling import batch_size, call_model, split_batch, to_device
+
+X, Y = torch.zeros(3, 2), torch.arange(3)
+
+
+@pytest.mark.parametrize("batch", [X, (X,), [X], (X, Y), [X, Y]])
+def test_tensors_and_pairs(batch):
+    inputs, labels = split_batch(batch)
+    assert inputs is X
+    assert labels is (Y if len(batch) == 2 and batch[0] is X else None)
+
+
+@pytest.mark.parametrize("name", ["labels", "label"])
+def test_mappings_give_up_their_labels(name):
+    inputs, labels = split_batch({"input_ids": X, name: Y})
+    assert list(inputs) == ["input_ids"] and labels is Y
+    assert batch_size(inputs) == 3
+
+
+@pytest.mark.parametrize("batch", [3, "text", None, (), (1, 2), (X, Y, Y)])
+def test_anything_else_is_refused_by_type(batch):
+    with pytest.raises(DataError, match=f"got {type(batch).__name__}"):
+        split_batch(batch)
+
+
+def test_mappings_are_passed_as_keywords():
+    assert call_model(lambda a, b: a - b, {"b": 1, "a": 3}) == 2
+    assert call_model(len, X) == 3
+
+
+def test_moving_keeps_the_structure():
+    moved = to_device({"x": X, "y": None}, torch.device("meta"))
+    assert moved["x"].device.type == "meta" and moved["y"] is None

@@ -1,0 +1,79 @@
+"""Run directories: what is written is complete, what is read is checked."""
+
+import math
+
+import pytest
+
+from mergescope.errors import StudyError
+from mergescope.studies.rundir import Row, RunDirectory, digest_of, read_rows, write_rows, write_table
+
+ROW = Row("mlp", "high", "ctl", "a + b", "a ∪ b", "cos", 0.5, parameter=0.25, layer="blocks.0", n=7, dead=1)
+
+
+def test_rows_survive_a_round_trip(tmp_path):
+    write_rows(tmp_path / "results.parquet", [ROW, Row("vit", "", "barrier", "x", "y", "loss", -1.0)])
+    first, second = read_rows(tmp_path / "results.parquet")
+    assert (first.layer, first.parameter, first.n, first.dead, first.data) == (
+        "blocks.0",
+        0.25,
+        7,
+        1,
+        "a ∪ b",
+    )
+    assert math.isnan(second.parameter) and second.mean == -1.0
+
+
+def test_absent_damaged_and_foreign_results_are_refused_by_name(tmp_path):
+    path = tmp_path / "results.parquet"
+    with pytest.raises(StudyError, match=r"results\.parquet does not exist"):
+        read_rows(path)
+    path.write_bytes(b"PAR1 not really")
+    with pytest.raises(StudyError, match="can't be read as parquet"):
+        read_rows(path)
+    write_table(path, {"cos": [1.0]})
+    with pytest.raises(StudyError, match="lacks the columns"):
+        read_rows(path)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "results.parquet"
+    write_rows(path, [ROW])
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="object"):
+        write_table(path, {"bad": [object()]})
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["results.parquet"]
+
+
+def test_a_run_file_must_be_there_and_describe_a_study(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(StudyError, match=r"no run\.yaml"):
+        run.read_run()
+    (run.path / "run.yaml").write_text("[1, 2")
+    with pytest.raises(StudyError, match="not valid YAML"):
+        run.read_run()
+    run.write_run("digits", "quick", {"seed": 0}, {"data": "x"})
+    assert run.read_run()["config"] == {"seed": 0}
+    assert "torch" in run.read_run()["provenance"]["versions"]
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(StudyError, match="taken"):
+        RunDirectory(tmp_path / "taken")
+
+
+def test_two_runs_in_one_directory_exclude_each_other_and_leftovers_go(tmp_path):
+    run = RunDirectory(tmp_path)
+    (tmp_path / "checkpoints" / ".half.x.tmp").mkdir(parents=True)
+    with run.locked():
+        assert not list((tmp_path / "checkpoints").iterdir())
+        with pytest.raises(StudyError, match="Another process"), RunDirectory(tmp_path).locked():
+            pass
+    with run.locked():
+        pass
+
+
+def test_a_digest_depends_on_every_part_but_not_on_key_order():
+    assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
+    assert len({digest_of(1, 2), digest_of(2, 1), digest_of(1, 3), digest_of([1, 2])}) == 4

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import mergescope as ms
+from mergescope.errors import CheckpointError
+from mergescope.weights.files import atomic_directory, atomic_file, locate
+
+
+def test_a_local_directory_wins_over_a_hub_id(tmp_path, monkeypatch):
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    save_file({"w": torch.tensor([3.0])}, tmp_path / "org" / "model" / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mergescope.weights.files._download", lambda *args: pytest.fail("asked the hub"))
+    theta = ms.Checkpoint("org/model")
+    assert theta.tensor("w") == 3.0
+    assert theta.commit is None
+
+
+@pytest.mark.parametrize(
+    ("text", "repo", "revision"), [("org/x", "org/x", None), ("org/x@v1", "org/x", "v1")]
+)
+def test_a_hub_id_is_fetched_with_its_revision_and_commit(tmp_path, monkeypatch, text, repo, revision):
+    snapshot = tmp_path / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    save_file({"w": torch.ones(1)}, snapshot / "model.safetensors")
+    asked = []
+    monkeypatch.setattr("mergescope.weights.files._download", lambda *args: asked.append(args) or snapshot)
+    found = locate(text)
+    assert asked == [(repo, revision)]
+    assert (found.name, found.commit, found.directory) == (repo, "0123abc", snapshot)
+
+
+def test_a_hub_id_that_is_not_cached_gives_a_clear_error_offline():
+    with pytest.raises(CheckpointError, match=r"'org/absent' is neither a local path.*'v2'.*HF_HUB_OFFLINE"):
+        ms.Checkpoint("org/absent@v2")
+
+
+@pytest.mark.parametrize(
+    "text", ["./nothing", "/no/such/dir", "a/b/c", "plain", "org/x.safetensors", "~/nothing-here"]
+)
+def test_a_path_that_is_not_there_is_named_without_asking_the_hub(text, monkeypatch):
+    monkeypatch.setattr("mergescope.weights.files._download", lambda *args: pytest.fail("asked the hub"))
+    with pytest.raises(CheckpointError, match=f"no file or directory '{text}'"):
+        locate(text)
+
+
+def test_a_lone_safetensors_file_of_any_name_is_found_in_a_directory(tmp_path):
+    save_file({"w": torch.ones(1)}, tmp_path / "weights.safetensors")
+    assert locate(tmp_path).shards == (tmp_path / "weights.safetensors",)
+    save_file({"w": torch.ones(1)}, tmp_path / "more.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"several safetensors files and no model\.safetensors\.index\.json"
+    ):
+        locate(tmp_path)
+
+
+def test_an_atomic_file_appears_complete_or_not_at_all(tmp_path):
+    target = tmp_path / "sub" / "out.txt"
+    with atomic_file(target) as path:
+        path.write_text("first")
+        assert not target.exists()
+    assert target.read_text() == "first"
+    with pytest.raises(RuntimeError), atomic_file(target) as path:
+        path.write_text("second")
+        raise RuntimeError
+    assert target.read_text() == "first"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_an_atomic_directory_appears_complete_or_not_at_all(tmp_path):
+    target = tmp_path / "out"
+    with pytest.raises(RuntimeError), atomic_directory(target) as folder:
+        (folder / "f").write_text("1")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    with atomic_directory(target) as folder:
+        (folder / "f").write_text("1")
+        assert not target.exists()
+    with pytest.raises(FileExistsError), atomic_directory(target):
+        pass
+    with pytest.raises(RuntimeError), atomic_directory(target, overwrite=True) as folder:
+        raise RuntimeError
+    assert (target / "f").read_text() == "1"
+    with atomic_directory(target, overwrite=True) as folder:
+        (folder / "g").write_text("2")
+    assert list(target.iterdir()) == [target / "g"] and list(tmp_path.iterdir()) == [target]
