@@ -47,6 +47,18 @@ class StudyError(MergescopeError):
     """A study, preset or run directory is unknown or unusable."""
 
 
+class RecipeError(MergescopeError):
+    """A merge recipe is wrong. All of its problems are told at once.
+
+    Attributes:
+        problems: one line for each, with the recipe's line number where there is one.
+    """
+
+    def __init__(self, headline: str, problems: Iterable[str]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join([headline, *(f"  - {problem}" for problem in self.problems)]))
+
+
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
     """Near matches of a mistyped name, as the end of an error message.
 

@@ -1,6 +1,7 @@
 """Files that are damaged, lie about themselves, or try to reach elsewhere."""
 
 import json
+import os
 import pickle
 import struct
 
@@ -146,13 +147,67 @@ def test_a_broken_index_is_named(tmp_path, text):
         ms.Checkpoint(tmp_path)
 
 
+class Touch:
+    """A pickle that makes a file, if anyone runs it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "last.ckpt"])
-def test_a_directory_with_pickles_only_is_refused_unread(tmp_path, name):
-    (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(CheckpointError, match=rf"no model\.safetensors .*it holds: {name}.*save_pretrained"):
+@pytest.mark.parametrize("how", ["archive", "legacy", "pickle", "protocol 2", "nested"])
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, name, how):
+    path, mark = tmp_path / name, tmp_path / "was run"
+    state = {"w": torch.ones(2), "evil": Touch(f"'{mark}'")}
+    if how == "nested":
+        torch.save({"state_dict": {"w": torch.ones(2)}, "hyper": state["evil"]}, path)
+    elif how in {"archive", "legacy"}:
+        torch.save(state, path, _use_new_zipfile_serialization=how == "archive")
+    else:
+        path.write_bytes(pickle.dumps(state["evil"], protocol=4 if how == "pickle" else 2))
+    for source in (tmp_path, path):
+        with pytest.raises(CheckpointError, match=f"{name} of model .* contains code, which was not run"):
+            ms.Checkpoint(source)
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(state["evil"]))
+    assert mark.exists()  # the attack works, where it is let
+
+
+def test_a_torchscript_archive_is_refused_as_code(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="TorchScript archive: it contains code, which was not run"):
         ms.Checkpoint(tmp_path)
-    with pytest.raises(CheckpointError, match=f"{name} is not a .safetensors file.*pickles are not read"):
-        ms.Checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize("shard", ["../outside.bin", "/etc/passwd", "sub/in.bin", "..", "x.safetensors", ""])
+def test_an_index_of_pickles_can_not_reach_outside_its_directory(tmp_path, shard):
+    torch.save({"w": torch.ones(1)}, tmp_path / "outside.bin")
+    folder = tmp_path / "model"
+    (folder / "sub").mkdir(parents=True)
+    torch.save({"w": torch.ones(1)}, folder / "sub" / "in.bin")
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {"w": shard}}))
+    with pytest.raises(CheckpointError, match="must be .bin files beside the index") as caught:
+        ms.Checkpoint(folder)
+    assert repr(shard) in str(caught.value) and index.name in str(caught.value)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("keep", [0, 7, 0.3, 0.6, 0.95, -1])
+def test_a_truncated_pickle_is_named_with_its_size(tmp_path, legacy, keep):
+    path = tmp_path / "pytorch_model.bin"
+    state = {f"layer.{i}.weight": torch.randn(16, 16) for i in range(4)}
+    torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
+    with pytest.raises(CheckpointError) as caught:
+        ms.Checkpoint(tmp_path)
+    assert str(path) in str(caught.value) and tmp_path.name in str(caught.value)
+    assert "truncated or damaged" in str(caught.value) or "not run" in str(caught.value)
 
 
 def test_an_empty_directory_is_named(tmp_path):

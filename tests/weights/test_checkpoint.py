@@ -102,6 +102,29 @@ def test_a_dtype_that_is_not_floating_is_refused(wrong):
         ms.Checkpoint(STATE, dtype=wrong)
 
 
+@pytest.mark.parametrize("dtype", [None, "float64"])
+def test_rows_are_slices_of_the_first_dimension(single, sharded, dtype):
+    for source in (STATE, single, sharded):
+        theta = ms.Checkpoint(source, dtype=dtype)
+        for key, spec in theta.spec.items():
+            whole = theta.tensor(key)
+            whole = whole if whole.ndim else whole.reshape(1)
+            for start in range(len(whole) + 1):
+                for stop in range(start, len(whole) + 1):
+                    rows = theta.rows(key, start, stop)
+                    assert rows.dtype == spec.dtype and torch.equal(rows, whole[start:stop])
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 1), (0, 3), (2, 1)])
+def test_rows_that_are_not_there_are_refused(single, start, stop):
+    with pytest.raises(
+        CheckpointError, match=rf"single.*'layer\.weight'.*2 row\(s\); rows {start} to {stop}"
+    ):
+        ms.Checkpoint(single).rows("layer.weight", start, stop)
+    with pytest.raises(CheckpointError, match=r"no tensor 'layer\.wight'.*layer\.weight"):
+        ms.Checkpoint(single).rows("layer.wight", 0, 1)
+
+
 def test_an_unknown_key_suggests_the_near_one(single):
     with pytest.raises(CheckpointError, match=r"single has no tensor 'layer\.wight'.*layer\.weight"):
         ms.Checkpoint(single).tensor("layer.wight")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mergescope._version import __version__
-from mergescope.cli import demo, report, study
+from mergescope.cli import demo, merge, report, study
 from mergescope.errors import MergescopeError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command("demo")(demo.demo)
+app.command("merge")(merge.merge)
 app.command("report")(report.report)
 app.add_typer(study.app, name="study")
 

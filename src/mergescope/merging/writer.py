@@ -95,7 +95,7 @@ def save(
             if config is not None:
                 (folder / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
             elif home is not None:
-                _copy_side_files(home, folder)
+                copy_side_files(home, folder)
             header = {"format": "pt", "mergescope.point": str(point), **(metadata or {})}
             with (folder / SINGLE).open("wb") as stream:
                 write_safetensors(stream, point, header)
@@ -149,7 +149,13 @@ def _by_weight(point: Point) -> list[TensorSource]:
     return [source for source, _ in sorted(point.terms, key=lambda term: -abs(term[1]))]
 
 
-def _copy_side_files(home: Path, folder: Path) -> None:
+def copy_side_files(home: Path, folder: Path) -> None:
+    """Copy configuration and tokenizer files.
+
+    Args:
+        home: a checkpoint's directory.
+        folder: where to.
+    """
     for pattern in SIDE_FILES:
         for path in sorted(home.glob(pattern)):
             if path.is_file():

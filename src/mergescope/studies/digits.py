@@ -64,7 +64,7 @@ class DigitsConfig(BaseModel):
     pretraining: dict[str, Recipe] = Field(
         default_factory=lambda: {
             "mlp": Recipe("sgd", lr=0.05, epochs=20),
-            "vit": Recipe("adamw", lr=1e-3, epochs=12, weight_decay=0.01),
+            "vit": Recipe("adamw", lr=1e-3, epochs=10, weight_decay=0.01),
         }
     )
     regimes: dict[str, dict[str, Recipe]] = Field(
@@ -73,7 +73,7 @@ class DigitsConfig(BaseModel):
             "high": {"mlp": Recipe("sgd", lr=0.1, epochs=5), "vit": Recipe("adamw", lr=1e-3, epochs=4)},
         }
     )
-    settings: Settings = Settings(test_limit=500)
+    settings: Settings = Settings(line_alphas=(0.1, 0.25, 0.5, 0.75, 0.9), test_limit=400)
     seed: int = 0
 
     @property

@@ -264,22 +264,17 @@ def _add_accuracies(
             for name, summary in zip(
                 ("accuracy", "loss"), bootstrap(values, units, seed=settings.seed), strict=True
             ):
-                spread: dict[str, Any] = {
-                    "std": summary.std,
-                    "low": summary.low,
-                    "high": summary.high,
-                    "n": summary.n,
-                }
+                spread = {"std": summary.std, "low": summary.low, "high": summary.high, "n": summary.n}
                 place = (family.network, family.regime, "accuracy", label, task.name, name)
-                measured.rows.append(Row(*place, summary.mean, **spread, **_cost([part])))
+                measured.rows.append(Row(*place, summary.mean, **(_cost([part]) | spread)))
             found[label][task.name] = float(values[:, 0].mean())
             if label == f"fine-tuned on {task.name}":
                 single[task.name] = found[label][task.name]
     for label, accuracies in found.items():
-        place = (family.network, family.regime, "accuracy", label, "all tasks")
+        common = (family.network, family.regime, "accuracy", label, "all tasks")
         plain = float(np.mean(list(accuracies.values())))
-        measured.rows.append(Row(*place, "accuracy", plain))
-        measured.rows.append(Row(*place, "normalised accuracy", normalised_accuracy(accuracies, single)))
+        measured.rows.append(Row(*common, "accuracy", plain))
+        measured.rows.append(Row(*common, "normalised accuracy", normalised_accuracy(accuracies, single)))
 
 
 def _cost(passes: Sequence[Trace]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 
 from mergescope.errors import CheckpointError, did_you_mean
 from mergescope.weights.files import locate
+from mergescope.weights.pickles import PickleStore
 from mergescope.weights.point import Number, Point, TensorSource, TensorSpec
 from mergescope.weights.stores import FileStore, MemoryStore, Store, content_digest
 
@@ -26,13 +27,14 @@ class Checkpoint:
 
     Args:
         source: a ``.safetensors`` file, a Hugging Face directory, a hub id
-            ``org/name[@revision]``, or a state dict.
+            ``org/name[@revision]``, or a state dict. Where there are no safetensors,
+            ``pytorch_model.bin`` and other files of ``torch.save`` are read without running code.
         name: what to call it in results; by default the last part of the path.
         revision: branch, tag or commit of a hub id.
         dtype: read every floating-point tensor as this type (``"float32"`` or a torch dtype).
 
     Raises:
-        CheckpointError: the files are absent, truncated or no safetensors checkpoint.
+        CheckpointError: the files are absent, truncated or no checkpoint, or need code to be read.
 
     Example:
         >>> theta = Checkpoint({"w": torch.ones(2, 3)}, name="theta")
@@ -54,7 +56,11 @@ class Checkpoint:
         if isinstance(source, Mapping):
             store = MemoryStore(source, name or "state_dict")
         else:
-            store = FileStore(locate(source, revision), name)
+            located = locate(source, revision)
+            store = (PickleStore if located.pickled else FileStore)(located, name)
+        self._use(store, dtype)
+
+    def _use(self, store: Store, dtype: str | torch.dtype | None) -> None:
         self._store = store
         self._cast = _float_dtype(dtype)
         self.name: str = store.name
@@ -68,7 +74,7 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The safetensors files (none for a state dict)."""
+        """The files that hold the tensors (none for a state dict)."""
         return self._store.files
 
     @property
@@ -137,7 +143,7 @@ class Checkpoint:
     def rows(self, key: str, start: int, stop: int) -> torch.Tensor:
         """Read some rows of one tensor: a slice along its first dimension.
 
-        Without a cast the rows are a view of the mapped file, and no other rows are read.
+        Only these rows are read.
 
         Args:
             key: the tensor's name.
@@ -161,10 +167,8 @@ class Checkpoint:
                 f"{self.name}: the tensor {key!r} of shape {list(shape)} has {count} row(s); rows {start} to "
                 f"{stop} were asked for."
             )
-        if shape:
-            value = self._store.rows(key, start, stop)
-        else:
-            value = self._store.tensor(key).reshape(1)[start:stop]
+        store = self._store
+        value = store.rows(key, start, stop) if shape else store.tensor(key).reshape(1)[start:stop]
         return value.to(self._cast) if self._cast and value.is_floating_point() else value
 
     def _known(self, key: str) -> TensorSpec:

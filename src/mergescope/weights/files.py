@@ -1,8 +1,9 @@
-"""Where a checkpoint's tensors are: resolving names to safetensors files, and atomic writes.
+"""Where a checkpoint's tensors are: resolving names to files, and atomic writes.
 
 A checkpoint is named by a ``.safetensors`` file, a directory with ``model.safetensors`` or
 ``model.safetensors.index.json`` and its shards (the Hugging Face layout), or a hub id
-``org/name[@revision]``. A path that exists always wins over a hub id.
+``org/name[@revision]``. A path that exists always wins over a hub id. Where there are no
+safetensors, ``pytorch_model.bin``, its shards or one other file of ``torch.save`` will do.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,7 +22,11 @@ from mergescope.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+PICKLED_SINGLE = "pytorch_model.bin"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+ADAPTER_CONFIG = "adapter_config.json"
+_NO_MODEL = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states).*")
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Located:
     Attributes:
         name: what the user called it, shortened to the last part of a path.
         directory: where config and tokenizer are; None for a lone file.
-        shards: the safetensors files.
+        shards: the files that hold the tensors.
         index: tensor name to shard, if an index says so.
         commit: the hub commit, if it came from a hub.
     """
@@ -40,6 +46,11 @@ class Located:
     shards: tuple[Path, ...]
     index: dict[str, Path] | None = None
     commit: str | None = None
+
+    @property
+    def pickled(self) -> bool:
+        """Whether the files come from ``torch.save``."""
+        return any(shard.suffix != ".safetensors" for shard in self.shards)
 
 
 def locate(source: str | os.PathLike[str], revision: str | None = None) -> Located:
@@ -53,30 +64,53 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Locat
         The files, unread.
 
     Raises:
-        CheckpointError: nothing there, or something there that is not a safetensors checkpoint.
+        CheckpointError: nothing there, or something there that is no checkpoint.
     """
     path = Path(source).expanduser()
     if path.is_file():
-        if path.suffix != ".safetensors":
+        if path.suffix not in {".safetensors", *PICKLES}:
             raise CheckpointError(
-                f"{path} is not a .safetensors file. Convert it with "
-                "save_pretrained(..., safe_serialization=True); pickles are not read."
+                f"{path} is no checkpoint file: expected .safetensors, or one of {', '.join(PICKLES)} "
+                "written by torch.save."
             )
-        name = path.parent.name if path.name == SINGLE and path.parent.name else path.stem
-        return Located(name, path.parent if path.name == SINGLE else None, (path,))
+        whole = path.name in {SINGLE, PICKLED_SINGLE}
+        name = path.parent.name if whole and path.parent.name else path.stem
+        return Located(name, path.parent if whole else None, (path,))
     if path.is_dir():
         return _in_directory(path, path.resolve().name)
+    repo, _, pinned = os.fspath(source).partition("@")
+    snapshot, commit = find_directory(repo, revision or pinned or None)
+    found = _in_directory(snapshot, repo)
+    return Located(repo, found.directory, found.shards, found.index, commit)
+
+
+def find_directory(source: str | os.PathLike[str], revision: str | None = None) -> tuple[Path, str | None]:
+    """Find a local directory, or fetch the snapshot of a hub id.
+
+    Args:
+        source: a directory or ``org/name``.
+        revision: branch, tag or commit of a hub id.
+
+    Returns:
+        The directory, and the commit if it came from a hub.
+
+    Raises:
+        CheckpointError: there is neither.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path, None
     text = os.fspath(source)
     if _looks_local(text):
         raise CheckpointError(f"There is no file or directory {text!r}.")
-    repo, _, pinned = text.partition("@")
-    snapshot = _download(repo, revision or pinned or None)
-    found = _in_directory(snapshot, repo)
-    return Located(repo, found.directory, found.shards, found.index, commit=snapshot.name)
+    snapshot = _download(text, revision)
+    return snapshot, snapshot.name
 
 
 def _looks_local(text: str) -> bool:
-    return text.startswith((".", "/", "~")) or text.count("/") != 1 or text.endswith(".safetensors")
+    return (
+        text.startswith((".", "/", "~")) or text.count("/") != 1 or text.endswith((".safetensors", *PICKLES))
+    )
 
 
 def _download(repo: str, revision: str | None) -> Path:
@@ -85,7 +119,11 @@ def _download(repo: str, revision: str | None) -> Path:
 
     try:
         wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        if not any(folder.glob("*.safetensors")):
+            wanted = ["pytorch_model*.bin", "adapter_model.bin"]
+            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision!r}" if revision else ""
         raise CheckpointError(
@@ -96,36 +134,54 @@ def _download(repo: str, revision: str | None) -> Path:
 
 
 def _in_directory(directory: Path, name: str) -> Located:
-    index, single = directory / INDEX, directory / SINGLE
-    if index.is_file():
-        try:
-            weight_map = json.loads(index.read_text())["weight_map"]
-            items = {str(key): str(shard) for key, shard in weight_map.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{index} is not a valid safetensors index: {error!r}.") from error
-        for shard in sorted(set(items.values())):
-            if Path(shard).name != shard or not shard.endswith(".safetensors"):
-                raise CheckpointError(
-                    f"{index} points to {shard!r}; shards must be .safetensors files beside the index."
-                )
-            if not (directory / shard).is_file():
-                raise CheckpointError(
-                    f"{index} names the shard {shard!r}, but it is not in {directory}. "
-                    "The download is incomplete: fetch it again."
-                )
-        shards = tuple(directory / shard for shard in sorted(set(items.values())))
-        return Located(name, directory, shards, {key: directory / shard for key, shard in items.items()})
-    if single.is_file():
-        return Located(name, directory, (single,))
+    if (directory / INDEX).is_file():
+        return _from_index(directory / INDEX, name, ".safetensors")
+    if (directory / SINGLE).is_file():
+        return Located(name, directory, (directory / SINGLE,))
+    if (directory / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(
+            f"{directory} holds a PEFT adapter, which is no model by itself. Apply it to its base: "
+            f"LoraCheckpoint(base, {str(directory)!r}), or write BASE+{directory} where a model is named."
+        )
     others = sorted(directory.glob("*.safetensors"))
     if len(others) == 1:
         return Located(name, directory, (others[0],))
-    pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
-    seen = ", ".join(pickles or sorted(path.name for path in directory.iterdir())[:10]) or "nothing"
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    if not others:
+        if (directory / PICKLED_INDEX).is_file():
+            return _from_index(directory / PICKLED_INDEX, name, ".bin")
+        if (directory / PICKLED_SINGLE).is_file():
+            return Located(name, directory, (directory / PICKLED_SINGLE,))
+        pickles = [p for p in files if p.suffix in PICKLES and not _NO_MODEL.fullmatch(p.name)]
+        if len(pickles) == 1:
+            return Located(name, directory, (pickles[0],))
+    seen = ", ".join(path.name for path in files[:10]) or "nothing"
     why = f"several safetensors files and no {INDEX}" if others else f"no {SINGLE} and no {INDEX}"
     raise CheckpointError(
         f"{directory} holds {why} (it holds: {seen}). Expected a directory written by save_pretrained."
     )
+
+
+def _from_index(index: Path, name: str, suffix: str) -> Located:
+    directory = index.parent
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        items = {str(key): str(shard) for key, shard in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not a valid {suffix[1:]} index: {error!r}.") from error
+    shards = sorted(set(items.values()))
+    for shard in shards:
+        if Path(shard).name != shard or not shard.endswith(suffix):
+            raise CheckpointError(
+                f"{index} points to {shard!r}; shards must be {suffix} files beside the index."
+            )
+        if not (directory / shard).is_file():
+            raise CheckpointError(
+                f"{index} names the shard {shard!r}, but it is not in {directory}. "
+                "The download is incomplete: fetch it again."
+            )
+    where = {key: directory / shard for key, shard in items.items()}
+    return Located(name, directory, tuple(directory / shard for shard in shards), where)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,144 @@
+"""Which tensors belong to which block of a network, by their names alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mergescope.errors import MergescopeError
+
+_NUMBERED = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
+
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
+"""Where configurations keep the number of blocks."""
+
+EARLY = ("embed", "wte", "wpe", "shared", "conv_in", "patch", "class_token", "cls_token", "position")
+"""Parts of names that come before the blocks; everything else outside comes after."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor is.
+
+    Attributes:
+        stack: name of the numbered list it is in, for example ``"model.layers"``; empty if none.
+        index: its block's number.
+        rest: its name within the block.
+    """
+
+    stack: str
+    index: int
+    rest: str
+
+
+def place_of(name: str) -> Place:
+    """Read a tensor's place off its name: the first number in it is the block's.
+
+    Args:
+        name: the tensor's name.
+
+    Returns:
+        Its place.
+
+    Example:
+        >>> place_of("model.layers.3.mlp.up_proj.weight")
+        Place(stack='model.layers', index=3, rest='mlp.up_proj.weight')
+        >>> place_of("lm_head.weight").stack
+        ''
+    """
+    found = _NUMBERED.match(name)
+    return Place(found[1], int(found[2]), found[3]) if found else Place("", -1, name)
+
+
+def stacks(names: Iterable[str]) -> dict[str, int]:
+    """How many blocks each numbered list has.
+
+    Args:
+        names: tensor names.
+
+    Returns:
+        List name to number of blocks.
+
+    Example:
+        >>> stacks(["h.0.w", "h.1.w", "ln.weight"])
+        {'h': 2}
+    """
+    counts: dict[str, int] = {}
+    for name in names:
+        place = place_of(name)
+        if place.stack:
+            counts[place.stack] = max(counts.get(place.stack, 0), place.index + 1)
+    return counts
+
+
+def depth_of(name: str, counts: Mapping[str, int]) -> float:
+    """Relative depth of a tensor, for layer gradients.
+
+    Args:
+        name: the tensor's name.
+        counts: from [`stacks`][].
+
+    Returns:
+        ``index / (blocks - 1)``; 1 in a list of one block; 0 outside the blocks.
+    """
+    place = place_of(name)
+    if not place.stack:
+        return 0.0
+    count = counts[place.stack]
+    return place.index / (count - 1) if count > 1 else 1.0
+
+
+def layer_count_key(config: Mapping[str, Any] | None) -> str | None:
+    """Which key of a configuration counts the blocks.
+
+    Args:
+        config: ``config.json``.
+
+    Returns:
+        The key, or None.
+    """
+    return next((key for key in LAYER_COUNTS if key in (config or {})), None)
+
+
+def main_stack(names: Iterable[str], config: Mapping[str, Any] | None, model: str) -> str:
+    """The numbered list that ``layer_range`` speaks of.
+
+    Args:
+        names: tensor names.
+        config: ``config.json``; its layer count decides between lists of different length.
+        model: for the error.
+
+    Returns:
+        The list's name.
+
+    Raises:
+        MergescopeError: there is none, or several fit (an encoder and a decoder).
+    """
+    counts = stacks(names)
+    key = layer_count_key(config)
+    if config is not None and key is not None:
+        fitting = {stack: count for stack, count in counts.items() if count == config[key]}
+        counts = fitting or counts
+    if not counts:
+        raise MergescopeError(f"{model} has no numbered blocks, so layer_range means nothing there. Use models.")
+    longest = [stack for stack, count in counts.items() if count == max(counts.values())]
+    if len(longest) > 1:
+        raise MergescopeError(
+            f"{model} has several stacks of blocks ({', '.join(sorted(longest))}), so layer_range is ambiguous. "
+            "Use modules with one of these prefixes, or models."
+        )
+    return longest[0]
+
+
+def comes_before_blocks(name: str) -> bool:
+    """Whether a tensor outside the blocks belongs to the input side (embeddings).
+
+    Args:
+        name: its name.
+
+    Returns:
+        True for embeddings and the like, False for final norms and heads.
+    """
+    return any(part in name for part in EARLY)

@@ -1,0 +1,149 @@
+"""What TIES, DARE, DELLA and Breadcrumbs share: sparse task vectors, an elected sign, a weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from mergescope.errors import MergescopeError
+from mergescope.merging.methods.linear import normalised
+from mergescope.merging.methods.method import DENSITY, INT8_MASK, LAMBDA, WEIGHT, Parameter, Values, normalize
+from mergescope.merging.streams import Apply, Chunk, Stream
+
+Mask = Callable[[Chunk, torch.Tensor], torch.Tensor]
+"""A chunk and one model's task vector there to 1 where it is kept and 0 where it is dropped."""
+
+
+def sparse_parameters(normalized: bool, rescaled: bool) -> list[Parameter]:
+    """The parameters that all of these methods have.
+
+    Args:
+        normalized: default of ``normalize``.
+        rescaled: default of ``rescale``.
+
+    Returns:
+        The parameters.
+    """
+    rescale = Parameter(
+        "rescale",
+        rescaled,
+        kind="flag",
+        meaning="give the sparse task vector the L1 norm of the whole one, per tensor",
+    )
+    return [WEIGHT, DENSITY, LAMBDA, normalize(normalized), rescale, INT8_MASK]
+
+
+def densities(values: Values) -> list[float]:
+    """The models' densities.
+
+    Args:
+        values: the parameters.
+
+    Returns:
+        ``values.per_model["density"]``.
+
+    Raises:
+        MergescopeError: one is not in (0, 1].
+    """
+    found = values.per_model["density"]
+    if not all(0 < density <= 1 for density in found):
+        raise MergescopeError(
+            f"density must be above 0 and at most 1, got {found}. It is the share of a task vector's entries that is "
+            "kept; to leave a model out, give it weight 0."
+        )
+    return found
+
+
+def merge_sparse(stream: Stream, values: Values, masks: Sequence[Mask | None], elect: bool) -> Apply:
+    """``theta_0 + lambda sum_k w_k s_k (m_k * tau_k)``, of every entry or of those with the elected sign.
+
+    ``s_k = |tau_k|_1 / |m_k tau_k|_1`` with ``rescale``, else 1. With ``elect``, an entry's sign is
+    the sign of the weighted sum (positive if that is 0), other signs are left out, and
+    ``normalize`` divides by the weights of those who remain.
+
+    Args:
+        stream: the tensor of every model and the base.
+        values: ``weight`` per model, ``lambda``, ``normalize``, ``rescale``.
+        masks: what each model keeps; None keeps everything.
+        elect: elect a sign for each entry.
+
+    Returns:
+        The function that merges a chunk.
+    """
+    weights = values.weights
+    total = sum(weights)
+    if values["normalize"]:
+        normalised(weights)  # refuses weights that sum to zero
+    scales = [
+        _rescaling(stream.alone(model), mask) if mask is not None and values["rescale"] else 1.0
+        for model, mask in enumerate(masks)
+    ]
+
+    def merge(chunk: Chunk) -> torch.Tensor:
+        assert chunk.base is not None
+        parts = torch.empty((len(weights), *chunk.base.shape), dtype=chunk.base.dtype)
+        for part, model, mask, scale, weight in zip(parts, chunk.models, masks, scales, weights, strict=True):
+            torch.sub(model, chunk.base, out=part)
+            if mask is not None:
+                part.mul_(mask(chunk, part))  # by product: a NaN that is dropped must not vanish
+            if scale != 1:
+                part.mul_(scale)
+            part.mul_(weight)
+        merged = elected_sum(parts, weights, bool(values["normalize"])) if elect else parts.sum(0)
+        if values["normalize"] and not elect:
+            merged /= total
+        if values["lambda"] != 1:
+            merged *= values["lambda"]
+        return merged.add_(chunk.base)
+
+    return merge
+
+
+def elected_sum(parts: torch.Tensor, weights: Sequence[float], divide: bool) -> torch.Tensor:
+    """Sum of the entries that have the sign of the sum.
+
+    Args:
+        parts: ``(models, rows, columns)``, weighted; overwritten.
+        weights: what each was weighted with.
+        divide: by the weights of the entries summed. Where these cancel (possible with negative
+            weights only), the sum is left undivided.
+
+    Returns:
+        ``(rows, columns)``.
+    """
+    positive = parts.sum(0) >= 0
+    divisor = torch.zeros_like(parts[0])
+    for part, weight in zip(parts, weights, strict=True):
+        agrees = torch.where(positive, part > 0, part < 0)
+        if divide:
+            divisor.add_(agrees, alpha=weight)
+        part.mul_(agrees)
+    merged = parts.sum(0)
+    if divide:
+        merged /= torch.where(divisor.abs() < 1e-8, 1.0, divisor)
+    return merged
+
+
+def _rescaling(stream: Stream, mask: Mask) -> float:
+    def norms(chunk: Chunk) -> torch.Tensor:
+        delta = chunk.deltas[0]
+        return torch.stack([
+            delta.abs().sum(dtype=torch.float64),
+            (delta * mask(chunk, delta)).abs().sum(dtype=torch.float64),
+        ])
+
+    before, after = stream.reduce(norms).tolist()
+    return before / after if after > 0 else 1.0
+
+
+def magnitude(chunk: Chunk) -> torch.Tensor:
+    """Absolute task vector of a stream's only model.
+
+    Args:
+        chunk: of a stream of one model and the base.
+
+    Returns:
+        ``|theta - theta_0|``.
+    """
+    return chunk.deltas[0].abs_()

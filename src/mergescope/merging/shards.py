@@ -1,0 +1,148 @@
+"""Shards: the output's safetensors files, written in place, any tensor in any order.
+
+A safetensors file is eight bytes of header length, a JSON header with dtype, shape and byte
+offsets of each tensor, and the tensors' bytes. Shapes are known from the plan, so headers are
+written first and every chunk goes straight to its place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mergescope.errors import CheckpointError
+from mergescope.weights.files import INDEX, SINGLE
+from mergescope.weights.point import TensorSpec
+
+TAGS = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a tensor goes.
+
+    Attributes:
+        file: the shard's name.
+        offset: first byte in the file.
+        nbytes: length.
+    """
+
+    file: str
+    offset: int
+    nbytes: int
+
+
+class Shards:
+    """Open output files with a place for every tensor.
+
+    Args:
+        folder: where to write.
+        specs: name, shape and dtype of every tensor, in order.
+        metadata: strings for each header, beside ``{"format": "pt"}``.
+        max_shard_bytes: a new file begins before this is exceeded.
+        keep: leave what the files hold already (when resuming).
+
+    Raises:
+        CheckpointError: a dtype that can't be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        specs: Iterable[tuple[str, TensorSpec]],
+        metadata: Mapping[str, str],
+        max_shard_bytes: int,
+        keep: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.slots: dict[str, Slot] = {}
+        self._files: dict[str, int] = {}
+        groups: list[list[tuple[str, TensorSpec]]] = [[]]
+        size = 0
+        for name, spec in specs:
+            if spec.dtype not in TAGS:
+                raise CheckpointError(f"The tensor {name!r} has the dtype {spec.dtype}, which can't be written.")
+            if groups[-1] and size + spec.nbytes > max_shard_bytes:
+                groups.append([])
+                size = 0
+            groups[-1].append((name, spec))
+            size += spec.nbytes
+        self.total = sum(spec.nbytes for group in groups for _, spec in group)
+        for number, group in enumerate(groups, 1):
+            file = SINGLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+            self._open(file, group, {"format": "pt", **metadata}, keep)
+        if len(groups) > 1:
+            index = {
+                "metadata": {"total_size": self.total},
+                "weight_map": {name: slot.file for name, slot in self.slots.items()},
+            }
+            (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+    def _open(self, file: str, group: list[tuple[str, TensorSpec]], metadata: Mapping[str, str], keep: bool) -> None:
+        header: dict[str, object] = {"__metadata__": dict(metadata)}
+        end = 0
+        for name, spec in group:
+            header[name] = {
+                "dtype": TAGS[spec.dtype],
+                "shape": list(spec.shape),
+                "data_offsets": [end, end + spec.nbytes],
+            }
+            end += spec.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        begin = 8 + len(text)
+        flags = os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC)
+        self._files[file] = os.open(self.folder / file, flags, 0o666)
+        write_all(self._files[file], struct.pack("<Q", len(text)) + text, 0)
+        os.truncate(self._files[file], begin + end)
+        offset = begin
+        for name, spec in group:
+            self.slots[name] = Slot(file, offset, spec.nbytes)
+            offset += spec.nbytes
+
+    def write(self, name: str, at: int, values: torch.Tensor) -> None:
+        """Write some of a tensor's values.
+
+        Args:
+            name: the tensor.
+            at: byte position within the tensor.
+            values: contiguous, of the tensor's dtype, on the CPU.
+        """
+        slot = self.slots[name]
+        data = memoryview(values.reshape(-1).view(torch.uint8).numpy())
+        write_all(self._files[slot.file], data, slot.offset + at)
+
+    def close(self, flush: bool = True) -> None:
+        """Close the files.
+
+        Args:
+            flush: have the disk hold them first.
+        """
+        for handle in self._files.values():
+            if flush:
+                os.fsync(handle)
+            os.close(handle)
+        self._files = {}
+
+
+def write_all(handle: int, data: bytes | memoryview, offset: int) -> None:
+    """Write bytes at a position, however many calls it takes.
+
+    Args:
+        handle: file descriptor.
+        data: the bytes.
+        offset: where.
+    """
+    view = memoryview(data)
+    while len(view):
+        written = os.pwrite(handle, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,7 @@
+"""Figures, tables and the one-file HTML report of a run directory."""
+
+from mergescope.reports.html import build_report
+from mergescope.reports.tables import summary_table
+from mergescope.reports.verdicts import verdict_sentences
+
+__all__ = ["build_report", "summary_table", "verdict_sentences"]

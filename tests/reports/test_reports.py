@@ -1,0 +1,417 @@
+"""Reports: what they say follows from the rows; files are whole, escaped, equal for equal rows."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import combinations
+from math import nan
+
+import numpy as np
+import pytest
+from reports.synthetic import make_rows, make_run, make_samples
+from rich.console import Console
+
+from mergescope.errors import StudyError
+from mergescope.reports import build_report, curves, figures, summary_table, verdict_sentences
+from mergescope.reports.cost import costs, learning_rates
+from mergescope.reports.results import Results
+from mergescope.reports.style import new_figure, render, settle, styled
+from mergescope.reports.tables import accuracy_grid, barrier_grid, equation_grid, null_grid, number
+from mergescope.reports.verdicts import headline_of_regimes
+from mergescope.studies.rundir import RESULTS, SAMPLES, read_table, write_rows, write_table
+
+NASTY = "<script>alert('x')</script>"
+
+
+def table_of(rows):
+    samples = make_samples(rows)
+    table = {}
+    for network, regime, layer, value in zip(
+        *(samples[k] for k in ("network", "regime", "layer", "value")), strict=True
+    ):
+        table.setdefault((network, regime, layer), []).append(value)
+    return {key: np.array(values) for key, values in table.items()}
+
+
+def all_figures(rows):
+    results = Results(rows)
+    yield "main", figures.main(results)
+    yield "alpha", figures.alpha_dependence(results)
+    yield "equations", figures.equations(results)
+    yield "null", figures.null_baselines(results)
+    yield "coef", figures.coef_distributions(results, table_of(rows))
+    yield "pairs-cos", curves.pair_matrices(results, "cos")
+    yield "pairs-coef", curves.pair_matrices(results, "coef")
+    yield "lambda", curves.lambda_search(results)
+    yield "barrier", curves.barrier_curves(results, results.networks[0])
+
+
+def overlaps(figure):
+    """Pairs of texts that touch, slanted tick labels left out."""
+    from matplotlib.axis import Axis
+    from matplotlib.text import Text
+
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()
+
+    def drawn(artist):
+        if not artist.get_visible():
+            return
+        children = artist.get_children()
+        if isinstance(artist, Axis):  # it also keeps ticks outside of the view, which are not drawn
+            low, high = sorted(artist.get_view_interval())
+            ticks = [
+                tick.label1
+                for tick in artist.get_major_ticks()
+                if low - 1e-9 <= tick.get_loc() <= high + 1e-9
+            ]
+            children = [artist.label, *ticks]
+        for child in children:
+            if isinstance(child, Text):
+                if child.get_visible() and child.get_text().strip() and child.get_rotation() % 90 == 0:
+                    yield child
+            elif not (hasattr(child, "axison") and not child.axison):
+                yield from drawn(child)
+
+    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in drawn(figure)]
+    width, height = figure.bbox.width, figure.bbox.height
+    found = [(a, b) for (a, x), (b, y) in combinations(boxes, 2) if x.padded(-0.75).overlaps(y.padded(-0.75))]
+    found += [(a, "edge") for a, x in boxes if min(x.x0, x.y0) < -1 or x.x1 > width + 1 or x.y1 > height + 1]
+    return len(boxes), found
+
+
+SHAPES = {
+    "one of each": {},
+    "the demo": {
+        "networks": ("mlp", "vit"),
+        "regimes": ("moderate", "high"),
+        "tasks": ("22.5°", "45°", "67.5°", "90°"),
+        "layers": ("blocks.0", "blocks.1", "blocks.2", "output"),
+    },
+    "many and long": {
+        "networks": ("a network with quite a long name",),
+        "regimes": ("the first of the regimes", "second"),
+        "tasks": ("2/3", "a task whose name is long", "6/7", "8/9", "0/1"),
+        "layers": tuple(f"encoder.layers.{i}" for i in range(9)),
+        "trivial": ("encoder.layers.0",),
+    },
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_text_of_a_figure_touches_another_or_leaves_the_page(shape):
+    for name, figure in all_figures(make_rows(**SHAPES[shape])):
+        count, found = overlaps(figure)
+        assert count >= 4, name
+        assert not found, name
+
+
+def test_the_check_for_overlaps_can_fail_and_settle_cures_it():
+    with styled():
+        figure = new_figure(2, 2)
+        axes = figure.subplots()
+        axes.set_xticks(range(9), ["a long label"] * 9)
+    assert overlaps(figure)[1]
+    assert not overlaps(settle(figure))[1]
+
+
+def test_equal_rows_give_equal_files_and_other_rows_others():
+    rows = make_rows()
+    moved = [replace(row, mean=row.mean - 0.1) if row.measure == "cos" else row for row in rows]
+    for format in ("svg", "png"):
+        first, again, other = (render(figures.main(Results(r)), format) for r in (rows, rows, moved))
+        assert first == again
+        assert first != other
+    assert b"<dc:date>" not in render(figures.main(Results(rows)), "svg")
+
+
+def test_figures_do_not_depend_on_the_users_matplotlib_settings():
+    import matplotlib
+
+    plain = render(figures.main(Results(make_rows())), "svg")
+    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "text.parse_math": True}):
+        assert render(figures.main(Results(make_rows())), "svg") == plain
+
+
+@pytest.fixture(scope="module")
+def nasty_report(tmp_path_factory):
+    def spoil(row):
+        row = replace(row, mean=nan) if row.layer == "$x_{" and row.measure in ("cos", "coef", "gap") else row
+        return replace(row, mean=nan) if row.kind == "barrier" and row.measure == "error" else row
+
+    rows = make_rows(
+        (NASTY,), ("_[red]&",), ("$a_1", f"b {NASTY}"), ("first", "$x_{", "</svg>-->"), change=spoil
+    )
+    path = make_run(tmp_path_factory.mktemp("runs") / "run", rows)
+    return build_report(path)
+
+
+class Page(HTMLParser):
+    """Tags with attributes, and the text outside of style and drawings."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "br", "path", "use", "rect", "link"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag in self.open:
+            assert self.open.pop() == tag, tag
+
+
+def test_names_from_data_are_escaped(nasty_report):
+    text = nasty_report.read_text()
+    page = Page(text)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "alert" in text
+    assert NASTY not in text
+    assert not page.open
+
+
+def test_the_page_loads_nothing_and_its_ids_are_its_own(nasty_report):
+    page = Page(nasty_report.read_text())
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids)) > 20
+    links = [attrs[key] for _, attrs in page.tags for key in ("href", "xlink:href", "src") if key in attrs]
+    assert links
+    inside = {link for link in links if not link.startswith("data:image/png;base64,")}
+    assert {link[0] for link in inside} == {"#"}
+    assert {link[1:] for link in inside} <= set(ids)
+    used = re.findall(r"url\(([^)]*)\)", nasty_report.read_text())
+    assert {name[0] for name in used} == {"#"}
+    assert {name[1:] for name in used} <= set(ids)
+    assert not {tag for tag, _ in page.tags} & {"link", "script", "img", "iframe", "object"}
+    assert "@import" not in nasty_report.read_text()
+
+
+def test_every_figure_is_a_file_in_both_formats_and_no_temporary_stays(nasty_report):
+    files = sorted(path.name for path in (nasty_report.parent / "figures").iterdir())
+    assert len(files) == 18
+    assert {name.rsplit(".", 1)[1] for name in files} == {"png", "svg"}
+    assert {"main.svg", "main.png", "barrier-script-alert-x-script.svg"} <= set(files)
+
+
+def test_a_value_that_is_missing_is_a_dash(nasty_report):
+    page = nasty_report.read_text()
+    assert "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL).lower().replace("nance", "")
+    assert "<td>–</td>" in page
+
+
+def test_the_page_says_what_was_measured_and_made_it(nasty_report):
+    text = nasty_report.read_text()
+    for expected in (
+        "made-up digits",
+        "$a_1: 10",
+        "<dd>3</dd>",
+        "0123456789ab",
+        'title="fedcba9876543210"',
+        "torch ",
+    ):
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: (path / "run.yaml").unlink(), "no run.yaml"),
+        (lambda path: (path / "run.yaml").write_text("study: digits\n"), "lacks 'config'"),
+        (lambda path: (path / RESULTS).unlink(), "does not exist"),
+        (lambda path: (path / RESULTS).write_bytes(b"PAR1"), "can't be read"),
+        (lambda path: (path / SAMPLES).unlink(), "does not exist"),
+        (lambda path: write_rows(path / RESULTS, []), "is empty"),
+        (lambda path: write_rows(path / RESULTS, make_rows(change=lambda r: None if r.kind == "eq3" else r)),
+         "lacks net, mild: eq3"),
+        (lambda path: write_rows(path / RESULTS, make_rows(("other",))), "lacks net, mild: ctl"),
+        (lambda path: write_table(path / SAMPLES, {"measure": ["coef"]}), "lacks the column 'network'"),
+        (lambda path: write_table(path / SAMPLES, _without_coef(path)), "has no coef of net, mild"),
+    ],
+)  # fmt: skip
+def test_an_incomplete_run_is_an_error_that_names_what_is_missing(tmp_path, spoil, message):
+    path = make_run(tmp_path / "run", make_rows())
+    spoil(path)
+    with pytest.raises(StudyError, match=re.escape(message)):
+        build_report(path)
+    assert not (path / "report.html").exists()
+    assert not (path / "figures").exists()
+
+
+def _without_coef(path):
+    lines = read_table(path / SAMPLES)
+    return {name: [line[name] if name != "measure" else "cos" for line in lines] for name in lines[0]}
+
+
+def test_a_directory_that_is_absent_is_not_made(tmp_path):
+    with pytest.raises(StudyError, match="no run directory"):
+        build_report(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def holding(pairs):
+    """Rows of three pairs, of which these pass at alpha 0.5."""
+
+    def change(row):
+        if row.kind == "ctl" and row.measure in ("CTL holds", "LLFC holds") and row.points not in pairs:
+            return replace(row, mean=0.0)
+        return row
+
+    return make_rows(tasks=("a", "b", "c"), change=change)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        (("a + b", "a + c", "b + c"), "CTL holds for all 3 pairs at α = 0.5 (9 of 9 tests over all α)."),
+        (("a + b",), "CTL holds for 1 of 3 pairs at α = 0.5 (3 of 9 tests over all α; LLFC for 1 of 3)."),
+        ((), "CTL does not hold for any of 3 pairs at α = 0.5 (0 of 9 tests over all α; LLFC for 0 of 3)."),
+    ],
+)
+def test_the_verdict_counts_pairs(pairs, words):
+    (sentence,) = verdict_sentences(holding(pairs))
+    assert sentence.startswith(f"net, mild: {words}")
+
+
+def one(change):
+    return verdict_sentences(make_rows(change=change))[0]
+
+
+def test_the_verdict_names_the_worst_layer_but_no_trivial_one():
+    def change(row):
+        if row.kind == "ctl" and row.parameter == 0.5:
+            if row.measure == "cos":
+                return replace(row, mean={"one": 0.1, "two": 0.91}[row.layer], trivial=row.layer == "one")
+            if row.measure == "coef":
+                return replace(row, mean={"one": 9.0, "two": -0.7}[row.layer], trivial=row.layer == "one")
+        return row
+
+    assert "Lowest cos 0.910 (two, a + b; baseline 0.499), coef furthest from 1: −0.700 (two, a + b)." in one(
+        change
+    )
+
+
+def test_the_barrier_in_words_follows_its_sign():
+    def barrier(value):
+        return one(
+            lambda row: replace(row, mean=value) if (row.kind, row.measure) == ("barrier", "error") else row
+        )
+
+    assert "No error barrier on any line" in barrier(0.0)
+    assert "Largest error barrier 2.5 percentage points (a + b)." in barrier(0.025)
+    assert "barrier" not in barrier(nan)
+
+
+def null(kind, measure, value):
+    return one(lambda row: replace(row, mean=value) if (row.kind, row.measure) == (kind, measure) else row)
+
+
+def test_what_the_null_baselines_mean_follows_from_their_numbers():
+    assert "another initialisation: cos is lower at 2 of 2 layers" in null("null-init", "cos", 0.2)
+    assert "The common start matters." in null("null-init", "cos", 0.2)
+    assert "makes no difference" in null("null-init", "cos", 1.0)
+    assert "the two measures disagree" in null("null-init", "gap_between", 0.01)
+    assert "does not show that fine-tuned directions are special" in null("null-random", "gap_between", 0.01)
+    assert "short steps look straight" in null("null-random", "gap_between", 0.01)
+    assert "short steps" not in null("null-random", "baseline", 0.2)
+    assert "more linear than random ones" in null("null-random", "gap_between", 0.9)
+
+
+def test_the_verdict_warns_when_lambda_is_at_the_end_of_its_grid():
+    assert "largest tried" not in one(lambda row: row)
+    assert "largest tried" in one(
+        lambda row: replace(row, mean=row.parameter) if row.kind == "lambda-search" else row
+    )
+
+
+def test_sentences_survive_results_without_numbers():
+    (sentence,) = verdict_sentences(make_rows(change=lambda row: replace(row, mean=nan)))
+    assert sentence == "net, mild: No verdict: no pair has one. No layer has live features that are evidence."
+    with pytest.raises(StudyError, match="no Cross-Task Linearity rows"):
+        verdict_sentences([])
+
+
+def test_the_headline_blames_the_learning_rate_only_if_the_counts_do():
+    def rows(share):
+        def change(row):
+            fails = row.regime == "hot" and row.measure == "CTL holds" and row.kind == "ctl"
+            return replace(row, mean=float(row.parameter in share)) if fails else row
+
+        return Results(make_rows(regimes=("cold", "hot"), change=change))
+
+    rates = {("net", "cold"): 0.1, ("net", "hot"): 1.0}
+    title, (sentence,) = headline_of_regimes(rows((0.25, 0.5)), rates)
+    assert title == "The learning rate decides"
+    assert "3 of 3 tests in the regime “cold” (learning rate 0.1), in 2 of 3" in sentence
+    assert headline_of_regimes(rows((0.25, 0.5, 0.75)), rates)[0] != title
+    assert headline_of_regimes(rows((0.25, 0.5)), {})[0] != title
+    assert headline_of_regimes(rows(()), {key: 1 / rate for key, rate in rates.items()})[0] != title
+
+
+def test_learning_rates_count_only_if_nothing_else_differs():
+    regimes = {"cold": {"net": {"lr": 0.1, "epochs": 2}}, "hot": {"net": {"lr": 1.0, "epochs": 3}}}
+    assert learning_rates({"regimes": regimes}) == {}
+    regimes["hot"]["net"]["epochs"] = 2
+    assert learning_rates({"regimes": regimes}) == {("net", "cold"): 0.1, ("net", "hot"): 1.0}
+
+
+def test_the_terminal_table_has_a_line_a_family_and_takes_names_literally():
+    rows = make_rows(("[red]net",), ("mild", "hot"), tasks=("a", "b", "c"))
+    console = Console(width=120, record=True, file=None, quiet=False)
+    with console.capture() as capture:
+        console.print(summary_table(rows))
+    text = capture.get()
+    lines = [line.split() for line in text.splitlines() if "[red]net" in line]
+    assert [line[1] for line in lines] == ["mild", "hot"]
+    assert lines[0][2:] == ["0.980", "0.500", "1.02–1.02", "3/3", "3/3", "−2.0%", "0.60", "0.65", "0.70"]
+
+
+def test_the_best_merged_model_is_bold_and_the_ensemble_never():
+    grid = accuracy_grid(Results(make_rows()), ("net", "mild"))
+    assert [name for name, _ in grid.rows][-3:] == [
+        "average",
+        "task arithmetic (λ = 0.5)",
+        "ensemble of logits",
+    ]
+    bold = {
+        (name, column)
+        for name, cells in grid.rows
+        for column, cell in zip(grid.columns[1:], cells, strict=True)
+        if cell.bold
+    }
+    assert bold == {("task arithmetic (λ = 0.5)", column) for column in ("a", "b", "mean", "normalised")}
+
+
+def test_tables_hold_means_and_ranges_and_mark_trivial_layers():
+    results = Results(make_rows(tasks=("a", "b", "c"), trivial=("one",)))
+    rows = dict(equation_grid(results, ("net", "mild")).rows)
+    assert set(rows) == {
+        f"{test} · {layer}"
+        for test in ("CTL", "Eq. 1", "Eq. 2", "Eq. 3")
+        for layer in ("one (trivial)", "two")
+    }
+    assert (rows["CTL · two"][0].text, rows["CTL · two"][0].note) == ("0.980", "0.98 to 0.98")
+    assert rows["Eq. 3 · two"][-1].text == "–"
+    assert dict(barrier_grid(results).rows)["a + c"][1].text == "−0.020"
+    assert [cells[0].text for name, cells in null_grid(results, ("net", "mild")).rows if "other" in name] == [
+        "0.400"
+    ] * 2
+
+
+def test_minus_zero_has_no_sign():
+    assert number(-0.0001) == "0.000"
+    assert number(-0.0001, sign=True) == "+0.000"
+
+
+def test_the_cost_of_measuring_apart_is_counted_from_the_rows():
+    (cost,) = costs(Results(make_rows(alphas=(0.5,))), {"settings": {"batch": 5}})
+    # 2 tasks of 2 batches. On both: CTL, Eq. 2, two null baselines of 4 points each, Eq. 1 of 4, a line of 3.
+    # On each alone: Eq. 3 of 3 points; 5 models and an ensemble of 2.
+    assert cost.apart == 4 * (4 * 4 + 4 + 3) + 2 * 2 * (3 + 5 + 2)
+    assert (cost.seconds, cost.passes, cost.search_seconds, cost.search_passes) == (4.0, 16, 1.5, 30)
+    assert costs(Results(make_rows()), {})[0].apart is None
