@@ -235,6 +235,16 @@ def test_a_vocabulary_that_the_adapter_resized_is_replaced(tmp_path):
     assert torch.equal(applied.rows("model.embed_tokens.weight", 40, 43), torch.ones(3, 16))
     assert applied.config["vocab_size"] == 43
 
+    model = ms.load_model(applied)
+    assert model.get_input_embeddings().weight.shape == (43, 16)
+
+
+def test_a_network_is_loaded_with_the_adapter_not_without(tmp_path):
+    wanted = trained(*CASES["plain"], tmp_path)
+    model = ms.load_model(LoraCheckpoint(ms.Checkpoint(tmp_path / "base"), tmp_path / "adapter"))
+    key = "model.layers.0.self_attn.q_proj.weight"
+    torch.testing.assert_close(model.state_dict()[key], wanted[key])
+
 
 # -- refusals ----------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mergescope._version import __version__
-from mergescope.cli import demo, merge, report, study
+from mergescope.cli import check, demo, geometry, merge, report, study
 from mergescope.errors import MergescopeError
 
 app = typer.Typer(
@@ -20,6 +20,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command("demo")(demo.demo)
+app.command("check")(check.check)
+app.command("geometry")(geometry.geometry)
 app.command("merge")(merge.merge)
 app.command("report")(report.report)
 app.add_typer(study.app, name="study")

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergescope.errors import MergescopeError
+from mergescope.merging.configs import at_path, layer_count_path
 
 _NUMBERED = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
-
-LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
-"""Where configurations keep the number of blocks."""
 
 EARLY = ("embed", "wte", "wpe", "shared", "conv_in", "patch", "class_token", "cls_token", "position")
 """Parts of names that come before the blocks; everything else outside comes after."""
@@ -90,18 +88,6 @@ def depth_of(name: str, counts: Mapping[str, int]) -> float:
     return place.index / (count - 1) if count > 1 else 1.0
 
 
-def layer_count_key(config: Mapping[str, Any] | None) -> str | None:
-    """Which key of a configuration counts the blocks.
-
-    Args:
-        config: ``config.json``.
-
-    Returns:
-        The key, or None.
-    """
-    return next((key for key in LAYER_COUNTS if key in (config or {})), None)
-
-
 def main_stack(names: Iterable[str], config: Mapping[str, Any] | None, model: str) -> str:
     """The numbered list that ``layer_range`` speaks of.
 
@@ -117,12 +103,17 @@ def main_stack(names: Iterable[str], config: Mapping[str, Any] | None, model: st
         MergescopeError: there is none, or several fit (an encoder and a decoder).
     """
     counts = stacks(names)
-    key = layer_count_key(config)
-    if config is not None and key is not None:
-        fitting = {stack: count for stack, count in counts.items() if count == config[key]}
-        counts = fitting or counts
+    paths = {stack: layer_count_path(config, stack) for stack in counts}
+    fitting = {
+        stack: counts[stack]
+        for stack, path in paths.items()
+        if path and at_path(config, path) == counts[stack]
+    }
+    counts = fitting or counts
     if not counts:
-        raise MergescopeError(f"{model} has no numbered blocks, so layer_range means nothing there. Use models.")
+        raise MergescopeError(
+            f"{model} has no numbered blocks, so layer_range means nothing there. Use models."
+        )
     longest = [stack for stack, count in counts.items() if count == max(counts.values())]
     if len(longest) > 1:
         raise MergescopeError(

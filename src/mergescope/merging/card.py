@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import yaml
 
 from mergescope._version import __version__
 from mergescope.merging.plan import Plan
+from mergescope.weights.references import parse_model_reference
 
 LICENCE_KEYS = ("license", "license_name", "license_link")
 
@@ -29,16 +31,20 @@ def model_card(plan: Plan, digests: Mapping[str, str]) -> str:
     recipe = plan.recipe
     fronts = {name: front_matter(model) for name, model in plan.models.items()}
     front: dict[str, Any] = {
-        "base_model": list(plan.models),
+        "base_model": list(
+            dict.fromkeys(id for name, model in plan.models.items() for id in _ids(name, model))
+        ),
         "base_model_relation": "merge",
-        "library_name": "transformers" if plan.config is not None else "pytorch",
+        "library_name": "transformers" if (plan.config or {}).get("architectures") else "pytorch",
         "tags": ["merge", "mergescope"],
     }
-    licences = {name: str(found["license"]) for name, found in fronts.items() if found.get("license")}
+    licences = {
+        name: found["license"] for name, found in fronts.items() if isinstance(found.get("license"), str)
+    }
     if licences and len(licences) == len(plan.models) and len(set(licences.values())) == 1:
         source = next(iter(fronts.values()))
         front |= {key: source[key] for key in LICENCE_KEYS if key in source}
-    tags = {found.get("pipeline_tag") for found in fronts.values()} - {None}
+    tags = {tag for found in fronts.values() if isinstance(tag := found.get("pipeline_tag"), str)}
     if len(tags) == 1:
         front["pipeline_tag"] = tags.pop()
     lines = [
@@ -62,8 +68,19 @@ def model_card(plan: Plan, digests: Mapping[str, str]) -> str:
         digest = digests.get(name, "not computed")
         lines.append(f"| `{name}`{role} | {commit} | `{digest}` | {licences.get(name, 'not stated')} |")
     lines += ["", f"Seed: {plan.seed}.", *(f"Note: {note}." for note in plan.notes)]
-    lines += ["", "## Recipe", "", "```yaml", recipe.text.strip(), "```", ""]
+    fence = "```"
+    while fence in recipe.text:
+        fence += "`"
+    lines += ["", "## Recipe", "", f"{fence}yaml", recipe.text.strip(), fence, ""]
     return "\n".join(lines)
+
+
+def _ids(name: str, model: Any) -> list[str]:
+    # The Hub wants ids here, and refuses a card with a path.
+    if getattr(model, "commit", None) is None:
+        return [model.name]
+    parts = parse_model_reference(name)
+    return [part for part in (parts.model, parts.lora) if part]
 
 
 def front_matter(model: Any) -> dict[str, Any]:
@@ -79,8 +96,10 @@ def front_matter(model: Any) -> dict[str, Any]:
     path = Path(directory) / "README.md" if directory else None
     if path is None or not path.is_file():
         return {}
-    parts = path.read_text(errors="replace").split("---", 2)
-    if len(parts) < 3 or parts[0].strip():
+    parts = re.match(
+        r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", path.read_text("utf-8", "replace"), re.DOTALL
+    )
+    if parts is None:
         return {}
     try:
         found = yaml.safe_load(parts[1])

@@ -4,90 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
-import shutil
 import threading
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from pathlib import Path
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import torch
+import xxhash
 
 from mergescope.errors import CheckpointError, MergescopeError
+from mergescope.merging.partial import PartialMerge
 from mergescope.merging.plan import Job, Plan
-from mergescope.merging.shards import Shards
-from mergescope.merging.streams import Chunk
+from mergescope.merging.shards import Shards, raw_bytes
+from mergescope.merging.streams import Apply, Chunk, Stream
 from mergescope.progress import progress_bar
 
 MAX_SHARD_BYTES = 5 * 10**9
-JOURNAL = "merge.journal"
-
-
-class PartialMerge:
-    """The hidden sibling in which a merge is written until it is complete.
-
-    It keeps a journal of finished tensors under the plan's digest. If the process is killed or
-    the disk is full, a later merge of the same plan with ``resume`` goes on from there; any
-    other one starts afresh.
-
-    Args:
-        target: the directory to appear.
-        plan: the plan.
-        resume: use what an interrupted merge of the same plan left.
-    """
-
-    def __init__(self, target: Path, plan: Plan, resume: bool) -> None:
-        self.target = target
-        self.folder = target.parent / f".{target.name}.merging"
-        self.done: set[str] = set()
-        digest = plan.digest
-        journal = self.folder / JOURNAL
-        if resume and journal.is_file():
-            lines = journal.read_text().split("\n")
-            if lines[0] == digest:
-                self.done = set(lines[1:-1])  # the last line may be torn
-        if not self.done:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not self.done:
-            journal.write_text(digest + "\n")
-        self.resumed = bool(self.done)
-        self._journal = journal.open("a")
-        self._lock = threading.Lock()
-
-    def finished(self, name: str) -> None:
-        """Note that a tensor is complete.
-
-        Args:
-            name: the tensor.
-        """
-        with self._lock:
-            self._journal.write(name + "\n")
-            self._journal.flush()
-
-    def publish(self, overwrite: bool) -> None:
-        """Let the directory appear under its name.
-
-        Args:
-            overwrite: replace an existing one.
-        """
-        self._journal.close()
-        (self.folder / JOURNAL).unlink()
-        if self.target.exists() and overwrite:
-            retired = self.target.parent / f".{self.target.name}.replaced"
-            shutil.rmtree(retired, ignore_errors=True)
-            self.target.rename(retired)
-            self.folder.rename(self.target)
-            shutil.rmtree(retired)
-        else:
-            self.folder.rename(self.target)
-        parent = os.open(self.target.parent, os.O_RDONLY)
-        os.fsync(parent)
-        os.close(parent)
-
-    def abandon(self) -> None:
-        """Remove everything."""
-        self._journal.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+FAITHFUL = frozenset({"linear", "task_arithmetic", "passthrough"})
+"""Methods whose result is NaN or infinite wherever an input is; others may drop such values."""
 
 
 def write_tensors(
@@ -108,47 +41,66 @@ def write_tensors(
     Raises:
         CheckpointError: an input or a result is NaN or infinite, or can't be read.
         MergescopeError: a method can't merge a tensor; its name is told.
-    """
+        OSError: the disk is full or can't be written.
+    """  # noqa: DOC502 (raised by what this calls)
     metadata = {"mergescope.method": plan.recipe.method.name}
     shards = Shards(
-        partial.folder, ((job.name, job.spec) for job in plan.jobs), metadata, max_shard_bytes, keep=partial.resumed
+        partial.folder,
+        ((job.name, job.spec) for job in plan.jobs),
+        metadata,
+        max_shard_bytes,
+        keep=partial.resumed,
     )
-    todo = [job for job in plan.jobs if job.name not in partial.done]
-    # The largest first: a big embedding at the end would leave one thread working alone.
-    todo.sort(key=lambda job: -job.spec.nbytes)
     inner = torch.get_num_threads()
     _keep_freed_memory()
     complete = False
     try:
-        with progress_bar("merging (MB)", sum(job.spec.nbytes for job in todo) >> 20, progress) as advance:
-            lock = threading.Lock()
-            if threads > 1:
-                torch.set_num_threads(1)
-            stop = threading.Event()
-
-            def run(job: Job) -> None:
-                if not stop.is_set():
-                    _merge_one(plan, job, shards, stop)
-                    partial.finished(job.name)
-                    with lock:
-                        advance(job.spec.nbytes >> 20)
-
-            with ThreadPoolExecutor(threads) as pool:
-                futures = [pool.submit(run, job) for job in todo]
-                try:
-                    wait(futures, return_when=FIRST_EXCEPTION)
-                    for future in futures:
-                        if future.done() and future.exception() is not None:
-                            future.result()
-                except BaseException:
-                    stop.set()
-                    pool.shutdown(wait=True, cancel_futures=True)
-                    raise
+        done = partial.begin(shards.digest, set(shards.slots))
+        todo = [job for job in plan.jobs if job.name not in done]
+        # The largest first: a big embedding at the end would leave one thread working alone.
+        todo.sort(key=lambda job: -job.spec.nbytes)
+        # One thread a tensor, however many tensors: sums must not depend on how they are split.
+        torch.set_num_threads(1)
+        total = sum(job.spec.nbytes for job in todo)
+        with progress_bar("merging (kB)", total >> 10, progress) as advance:
+            _run_all(plan, todo, shards, partial, threads, advance)
         complete = True
     finally:
         torch.set_num_threads(inner)
         shards.close(flush=complete)
     return sorted({slot.file for slot in shards.slots.values()})
+
+
+def _run_all(
+    plan: Plan,
+    todo: list[Job],
+    shards: Shards,
+    partial: PartialMerge,
+    threads: int,
+    advance: Callable[[int], None],
+) -> None:
+    stop = threading.Event()
+    lock = threading.Lock()
+
+    def run(job: Job) -> None:
+        try:
+            digest = _merge_one(plan, job, shards, stop)
+        except BaseException:
+            stop.set()
+            raise
+        if digest is not None:
+            partial.finished(job.name, digest)
+            with lock:
+                advance(job.spec.nbytes >> 10)
+
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for future in as_completed([pool.submit(run, job) for job in todo]):
+                future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 def _keep_freed_memory() -> None:
@@ -161,43 +113,82 @@ def _keep_freed_memory() -> None:
 
 
 @torch.no_grad()
-def _merge_one(plan: Plan, job: Job, shards: Shards, stop: threading.Event) -> None:
+def _merge_one(plan: Plan, job: Job, shards: Shards, stop: threading.Event) -> str | None:
+    """Merge one tensor.
+
+    Returns:
+        Digest of its bytes, or None if it was stopped before its end.
+
+    Raises:
+        MergescopeError: it can't be merged; its name is told.
+    """
+    state = xxhash.xxh3_128()
+
+    def write(at: int, values: torch.Tensor) -> None:
+        state.update(raw_bytes(values))
+        shards.write(job.name, at, values)
+
     try:
+        if stop.is_set():
+            return None
         if job.copy:
             rows = job.models[0]
-            shards.write(job.name, 0, rows.rows(0, rows.shape[0] if rows.shape else 1).contiguous())
-            return
+            write(0, rows.rows(0, rows.shape[0] if rows.shape else 1).contiguous())
+            return state.hexdigest()
         stream = job.stream(plan.recipe.method)
-        apply = plan.recipe.method.build(stream, job.values)
+        apply = _built(plan, job, stream)
         row_bytes = stream.columns * job.spec.dtype.itemsize
         for chunk in stream:
             if stop.is_set():
-                return
-            merged = apply(chunk)
-            stored = merged.to(job.spec.dtype).contiguous()
-            _require_finite(job, chunk, stored)
-            shards.write(job.name, chunk.start * row_bytes, stored)
+                return None
+            if plan.recipe.method.name not in FAITHFUL:
+                _blame(plan, job, chunk)
+            stored = apply(chunk).to(job.spec.dtype).contiguous()
+            _require_finite(plan, job, chunk, stored)
+            write(chunk.start * row_bytes, stored)
+        return state.hexdigest()
     except MergescopeError as error:
         if job.name in str(error):
             raise
         raise MergescopeError(f"{job.name}: {error}") from error
 
 
-def _require_finite(job: Job, chunk: Chunk, stored: torch.Tensor) -> None:
+def _built(plan: Plan, job: Job, stream: Stream) -> Apply:
+    try:
+        return plan.recipe.method.build(stream, job.values)
+    except Exception:
+        for chunk in stream:  # a factorisation fails on NaN in its own words
+            _blame(plan, job, chunk)
+        raise
+
+
+def _finite(values: torch.Tensor) -> bool:
     # A sum is finite unless a term is not (or float32 overflows, which is checked again).
-    wide = stored if stored.dtype in (torch.float32, torch.float64) else stored.float()
-    if torch.isfinite(wide.sum()) or torch.isfinite(wide).all():
-        return
-    guilty = [
-        label for label, values in zip(job.labels, chunk.models, strict=False) if not torch.isfinite(values).all()
-    ]
-    if chunk.base is not None and not torch.isfinite(chunk.base).all():
-        guilty.append("the base model")
+    wide = values if values.dtype in (torch.float32, torch.float64) else values.float()
+    return bool(torch.isfinite(wide.sum()) or torch.isfinite(wide).all())
+
+
+def _blame(plan: Plan, job: Job, chunk: Chunk) -> None:
+    guilty = [label for label, values in zip(job.labels, chunk.models, strict=True) if not _finite(values)]
+    if chunk.base is not None and not _finite(chunk.base):
+        guilty.append(f"{_base_name(plan, job)} (the base)")
     if guilty:
         raise CheckpointError(
             f"The tensor {job.name!r} has NaN or infinite values in {', '.join(guilty)}. Nothing was written. "
             "Leave that model out, or fetch it again if it should be sound."
         )
+
+
+def _base_name(plan: Plan, job: Job) -> str:
+    inner = getattr(job.base, "source", job.base)
+    model = getattr(inner, "model", None)
+    return next((name for name, other in plan.models.items() if other is model), "the base")
+
+
+def _require_finite(plan: Plan, job: Job, chunk: Chunk, stored: torch.Tensor) -> None:
+    if _finite(stored):
+        return
+    _blame(plan, job, chunk)
     raise CheckpointError(
         f"Merging gives NaN or infinite values in {job.name!r} though all inputs are finite: the result does not fit "
         f"{str(job.spec.dtype).removeprefix('torch.')}, or the weights are extreme. Use a wider out_dtype."

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from mergescope.errors import CheckpointError, MergescopeError
 from mergescope.merging.card import model_card
-from mergescope.merging.execute import MAX_SHARD_BYTES, PartialMerge, write_tensors
+from mergescope.merging.execute import MAX_SHARD_BYTES, write_tensors
+from mergescope.merging.partial import PartialMerge, recover
 from mergescope.merging.plan import Plan, make_plan
 from mergescope.merging.recipe import Recipe, read_recipe
+from mergescope.merging.shards import replace_tensors
+from mergescope.merging.vocabulary import TOKENIZER_FILES
 from mergescope.merging.writer import copy_side_files
 
 RECIPE_FILE = "mergescope.yml"
@@ -31,6 +38,7 @@ def merge(
     resume: bool = False,
     digests: bool = True,
     calibration: Iterable[Any] | None = None,
+    network: nn.Module | None = None,
     progress: bool = True,
 ) -> Path:
     """Merge models by a recipe into a Hugging Face directory.
@@ -49,6 +57,7 @@ def merge(
         resume: go on from what an interrupted merge of the same recipe left.
         digests: put content digests of the parents into the model card (reads them once more).
         calibration: batches on which BatchNorm statistics of the result are re-estimated.
+        network: the network that is run for it, if ``config.json`` does not name it; not changed.
         progress: show a bar on a terminal.
 
     Returns:
@@ -58,6 +67,7 @@ def merge(
         RecipeError: the recipe has problems; all are listed.
         CheckpointError: an input is damaged or NaN, or the output exists or is an input.
         MismatchError: the models don't fit together; everything is named.
+        DiskError: the disk is full or can't be written; a later merge can go on.
 
     Example:
         >>> import tempfile, torch, mergescope as ms
@@ -69,11 +79,11 @@ def merge(
         ...         {"model": f"{folder}/b", "parameters": {"weight": 1}}]}, f"{folder}/merged")
         ...     ms.Checkpoint(out).tensor("w")
         tensor([2., 2.])
-    """
+    """  # noqa: DOC502 (raised by what this calls)
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     return run_plan(
         make_plan(recipe, seed=seed), out, threads=threads, max_shard_size=max_shard_size, overwrite=overwrite,
-        resume=resume, digests=digests, calibration=calibration, progress=progress,
+        resume=resume, digests=digests, calibration=calibration, network=network, progress=progress,
     )  # fmt: skip
 
 
@@ -87,6 +97,7 @@ def run_plan(
     resume: bool = False,
     digests: bool = True,
     calibration: Iterable[Any] | None = None,
+    network: nn.Module | None = None,
     progress: bool = True,
 ) -> Path:
     """Carry out a plan; arguments as of [`merge`][].
@@ -100,58 +111,131 @@ def run_plan(
         resume: go on from what an interrupted merge left.
         digests: put content digests of the parents into the model card.
         calibration: batches on which BatchNorm statistics are re-estimated.
+        network: the network that is run for it.
         progress: show a bar on a terminal.
 
     Returns:
         The directory.
 
     Raises:
-        CheckpointError: the output exists or is an input, the disk is full, or an input is damaged.
-    """
-    target = Path(out)
-    _require_free(plan, target, overwrite)
+        CheckpointError: the output exists or is an input, or an input is damaged.
+        DiskError: the disk is full or can't be written; a later merge can go on.
+    """  # noqa: DOC501, DOC502 (raised again, or by what this calls)
+    target = Path(os.path.realpath(out))
+    recover(target)
+    require_free(plan, target, overwrite)
     threads = threads or default_threads()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = PartialMerge(target, plan, resume)
+    limit = parse_size(max_shard_size)
+    if calibration is not None and plan.statistics:
+        plan.notes = [note for note in plan.notes if "BatchNorm" not in note]
+        plan.notes.append(f"{len(plan.statistics)} running statistics of BatchNorm were re-estimated on data")
+    partial: PartialMerge | None = None
     try:
-        write_tensors(plan, partial, threads=threads, max_shard_bytes=parse_size(max_shard_size), progress=progress)
-        if plan.home.directory is not None:
-            copy_side_files(plan.home.directory, partial.folder)
-        if plan.config is not None:
-            (partial.folder / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n")
-        if plan.alignment is not None or plan.recipe.chat_template is not None:
-            from mergescope.merging.tokenizers import write_tokenizer
-
-            write_tokenizer(
-                partial.folder, plan.alignment, models=plan.models, base=plan.recipe.base_model,
-                chat_template=plan.recipe.chat_template,
-            )  # fmt: skip
-        if calibration is not None:
-            _reestimate(partial.folder, calibration)
+        partial = PartialMerge(target, f"{plan.digest} {limit}", resume)
+        _require_room(plan, partial)
+        write_tensors(plan, partial, threads=threads, max_shard_bytes=limit, progress=progress)
+        _write_side_files(plan, partial.folder)
+        if calibration is not None and plan.statistics:
+            _reestimate(partial.folder, calibration, network)
         found = parent_digests(plan, threads) if digests else {}
-        (partial.folder / "README.md").write_text(model_card(plan, found))
-        (partial.folder / RECIPE_FILE).write_text(plan.recipe.text.rstrip() + "\n")
-        partial.publish(overwrite)
-    except MergescopeError:
-        partial.abandon()
+        (partial.folder / "README.md").write_text(model_card(plan, found), encoding="utf-8")
+        (partial.folder / RECIPE_FILE).write_text(_recipe_text(plan), encoding="utf-8")
+        partial.publish()
+    except MergescopeError as error:
+        if partial is not None and not isinstance(error, DiskError):
+            partial.abandon()
         raise
     except OSError as error:
-        raise CheckpointError(
-            f"Writing {target} failed: {error.strerror or error}. Nothing appeared under that name; what is done is "
-            f"kept in {partial.folder} and is used if you make room and merge again with resume (--resume)."
+        kept = f"; what is done is kept in {partial.folder}" if partial is not None else ""
+        raise DiskError(
+            f"Writing {target} failed: {error.strerror or error}. Nothing appeared under that name{kept}. Make room "
+            "or correct the permissions, and merge again with resume=True (--resume)."
         ) from error
-    return target
+    finally:
+        if partial is not None:
+            partial.close()
+    return Path(out)
 
 
-def _require_free(plan: Plan, target: Path, overwrite: bool) -> None:
+class DiskError(CheckpointError):
+    """The output can't be written now, but a later merge can go on from what is there."""
+
+
+def require_free(plan: Plan, target: Path, overwrite: bool) -> None:
+    """Refuse an output that is there already, or that is or holds an input.
+
+    Args:
+        plan: the plan.
+        target: the directory to make.
+        overwrite: whether it may be replaced.
+
+    Raises:
+        CheckpointError: it is refused.
+    """
+    target = Path(os.path.realpath(target))
     for name, model in plan.models.items():
-        home = getattr(model, "directory", None)
-        if home is not None and (home.resolve() == target.resolve() or target.resolve() in home.resolve().parents):
-            raise CheckpointError(f"{target} is or holds the input {name}: choose another output directory.")
-    if target.exists() and not overwrite:
-        raise CheckpointError(f"{target} exists. Choose another directory, or overwrite it (--overwrite).")
+        homes = [getattr(model, "directory", None), *getattr(model, "files", ())]
+        for home in homes:
+            if home is not None and (home.resolve() == target or target in home.resolve().parents):
+                raise CheckpointError(
+                    f"{target} is or holds the input {name}: choose another output directory."
+                )
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{target} is a file: choose another output directory.")
+    if not target.exists():
+        return
+    if not overwrite:
+        raise CheckpointError(f"{target} exists. Choose another directory, or overwrite it (--overwrite).")
+    held = [path.name for path in target.iterdir()]
+    if held and not any(name == "config.json" or name.endswith((".safetensors", ".bin")) for name in held):
+        raise CheckpointError(
+            f"{target} holds {', '.join(sorted(held)[:5])}, and no model: it is not overwritten. Choose another "
+            "directory."
+        )
+
+
+def _require_room(plan: Plan, partial: PartialMerge) -> None:
+    free = shutil.disk_usage(partial.folder).free
+    have = sum(path.stat().st_blocks * 512 for path in partial.folder.glob("*.safetensors"))
+    missing = plan.bytes_written - have - free
+    if free and missing > 0:
+        if not partial.resumed:
+            partial.abandon()
+        raise DiskError(
+            f"{partial.target} needs {plan.bytes_written / 1e6:,.1f} MB, but there is room for "
+            f"{(free + have) / 1e6:,.1f} MB: no space left on that disk. Nothing was written there. Make room, or "
+            "choose a directory on another disk."
+        )
+
+
+def _write_side_files(plan: Plan, folder: Path) -> None:
+    if plan.home.directory is not None:
+        copy_side_files(plan.home.directory, folder)
+    own = getattr(plan.home, "tokenizer_directory", None)
+    if own is not None and own != plan.home.directory:  # an adapter that brings its tokenizer
+        for name in TOKENIZER_FILES:
+            if (own / name).is_file():
+                shutil.copyfile(own / name, folder / name)
+    if plan.config is not None:
+        (folder / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n")
+    if plan.alignment is not None or plan.recipe.chat_template is not None:
+        from mergescope.merging.tokenizers import write_tokenizer
+
+        write_tokenizer(
+            folder, plan.alignment, models=plan.models, base=plan.recipe.base_model,
+            chat_template=plan.recipe.chat_template,
+        )  # fmt: skip
+    generation = folder / "generation_config.json"
+    if plan.alignment is not None and generation.is_file():
+        home = plan.recipe.base_model or plan.recipe.references[0]
+        changed = plan.alignment.config(json.loads(generation.read_text()), home)
+        generation.write_text(json.dumps(changed, indent=2) + "\n")
+
+
+def _recipe_text(plan: Plan) -> str:
+    text = plan.recipe.text.rstrip() + "\n"
+    hint = f"# Merged with --seed {plan.seed}\n"
+    return text if not plan.recipe.method.random or text.startswith(hint) else hint + text
 
 
 def parent_digests(plan: Plan, threads: int) -> dict[str, str]:
@@ -183,21 +267,21 @@ def parent_digests(plan: Plan, threads: int) -> dict[str, str]:
     return out
 
 
-def _reestimate(folder: Path, calibration: Iterable[Any]) -> None:
-    from mergescope.merging.writer import save
+def _reestimate(folder: Path, calibration: Iterable[Any], network: nn.Module | None) -> None:
     from mergescope.models import load_model, reestimate_batchnorm
+    from mergescope.models.loading import key_map, load_weights
     from mergescope.weights import Checkpoint
 
-    model = load_model(folder)
-    tensors = Checkpoint(folder).state_dict() | reestimate_batchnorm(model, calibration)
-    scratch = folder / ".calibrated"
-    save(Checkpoint(tensors), scratch)
-    for path in folder.glob("model*.safetensors*"):
-        path.unlink()
-    (scratch / "model.safetensors").rename(folder / "model.safetensors")
-    for path in scratch.iterdir():
-        path.unlink()
-    scratch.rmdir()
+    merged = Checkpoint(folder)
+    if network is None:
+        network = load_model(merged)
+        names = key_map(network, merged)
+    else:
+        network = copy.deepcopy(network)
+        names = key_map(network, merged)
+        load_weights(network, merged, names)
+    found = reestimate_batchnorm(network, calibration)
+    replace_tensors(folder, {names[name]: values for name, values in found.items()})
 
 
 def default_threads() -> int:
@@ -226,7 +310,7 @@ def parse_size(size: int | str) -> int:
         >>> parse_size("5GB"), parse_size("1MiB"), parse_size(7)
         (5000000000, 1048576, 7)
     """
-    found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?)(i?)B?\s*", str(size), re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([KMGT]?)(i?)B?\s*", str(size), re.IGNORECASE)
     if found is None or float(found[1]) <= 0:
         raise MergescopeError(f"{size!r} is no size. Write bytes, or a number with KB, MB, GB or MiB, GiB.")
     power = " KMGT".index(found[2].upper() or " ")

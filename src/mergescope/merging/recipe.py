@@ -62,7 +62,7 @@ class Module:
     """The part of a model whose tensor names start with a prefix.
 
     Attributes:
-        prefix: the prefix; empty for the whole model.
+        prefix: the prefix, whole parts of a name; empty for the whole model.
         slices: what is merged; one slice without layer ranges if models are merged whole.
         parameters: settings of this module.
     """
@@ -70,6 +70,22 @@ class Module:
     prefix: str
     slices: tuple[Slice, ...]
     parameters: Mapping[str, Setting] = field(default_factory=dict)
+
+    def holds(self, tensor: str) -> bool:
+        """Whether a tensor belongs to the module.
+
+        Args:
+            tensor: its name.
+
+        Returns:
+            True if the prefix is all of the name, or what stands before a dot.
+
+        Example:
+            >>> text = Module("text_model", ())
+            >>> text.holds("text_model.embed.weight"), text.holds("text_model_2.embed.weight")
+            (True, False)
+        """
+        return not self.prefix or tensor == self.prefix or tensor.startswith(f"{self.prefix.rstrip('.')}.")
 
 
 @dataclass(frozen=True)
@@ -116,7 +132,7 @@ class Recipe:
 
 
 def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
-    """Read a recipe from a YAML file, YAML text or a mapping of the same structure.
+    r"""Read a recipe from a YAML file, YAML text or a mapping of the same structure.
 
     Args:
         source: a path, text with a line break, or a mapping.
@@ -132,7 +148,7 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
         ...     {"model": "a", "parameters": {"weight": 1}}, {"model": "b", "parameters": {"weight": 3}}]})
         >>> recipe.method.name, recipe.references
         ('linear', ['a', 'b'])
-        >>> read_recipe("merge_methd: linear\\nmodels: []\\n")
+        >>> read_recipe("merge_methd: linear\nmodels: []\n")
         Traceback (most recent call last):
         ...
         mergescope.errors.RecipeError: recipe has 3 problems:
@@ -145,17 +161,33 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
     if isinstance(source, Mapping):
         import yaml
 
-        return parse(yaml.safe_dump(dict(source), sort_keys=False), "recipe")
+        try:
+            return parse(yaml.safe_dump(_plain(source), sort_keys=False, allow_unicode=True), "recipe")
+        except yaml.representer.RepresenterError as error:
+            raise RecipeError(f"The recipe holds what YAML can't: {error.args[-1]!r}.", []) from None
     text = os.fspath(source)
     if "\n" in text:
         return parse(text, "recipe")
-    path = Path(text)
+    path = Path(text).expanduser()
     if not path.is_file():
         raise RecipeError(f"There is no recipe file {text!r}.", [])
     try:
-        return parse(path.read_text(), path.name)
+        return parse(path.read_text(encoding="utf-8-sig"), path.name)
     except UnicodeDecodeError:
-        raise RecipeError(f"{path} is not a text file.", []) from None
+        raise RecipeError(f"{path} is not a text file in UTF-8.", []) from None
+    except OSError as error:
+        raise RecipeError(f"{path} can't be read: {error.strerror}.", []) from None
+
+
+def _plain(value: Any) -> Any:
+    # What YAML has no words for, but means something it has.
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if type(value).__module__ == "torch":
+        return str(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def known_methods() -> list[str]:

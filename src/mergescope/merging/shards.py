@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import xxhash
 
 from mergescope.errors import CheckpointError
 from mergescope.weights.files import INDEX, SINGLE
@@ -53,7 +54,8 @@ class Shards:
 
     Raises:
         CheckpointError: a dtype that can't be written.
-    """
+        OSError: the disk is full or can't be written.
+    """  # noqa: DOC502 (raised by what this calls)
 
     def __init__(
         self,
@@ -70,16 +72,22 @@ class Shards:
         size = 0
         for name, spec in specs:
             if spec.dtype not in TAGS:
-                raise CheckpointError(f"The tensor {name!r} has the dtype {spec.dtype}, which can't be written.")
+                raise CheckpointError(
+                    f"The tensor {name!r} has the dtype {spec.dtype}, which can't be written."
+                )
             if groups[-1] and size + spec.nbytes > max_shard_bytes:
                 groups.append([])
                 size = 0
             groups[-1].append((name, spec))
             size += spec.nbytes
         self.total = sum(spec.nbytes for group in groups for _, spec in group)
-        for number, group in enumerate(groups, 1):
-            file = SINGLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-            self._open(file, group, {"format": "pt", **metadata}, keep)
+        try:
+            for number, group in enumerate(groups, 1):
+                file = SINGLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+                self._open(file, group, {"format": "pt", **metadata}, keep)
+        except OSError:
+            self.close(flush=False)
+            raise
         if len(groups) > 1:
             index = {
                 "metadata": {"total_size": self.total},
@@ -87,7 +95,9 @@ class Shards:
             }
             (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
-    def _open(self, file: str, group: list[tuple[str, TensorSpec]], metadata: Mapping[str, str], keep: bool) -> None:
+    def _open(
+        self, file: str, group: list[tuple[str, TensorSpec]], metadata: Mapping[str, str], keep: bool
+    ) -> None:
         header: dict[str, object] = {"__metadata__": dict(metadata)}
         end = 0
         for name, spec in group:
@@ -118,8 +128,21 @@ class Shards:
             values: contiguous, of the tensor's dtype, on the CPU.
         """
         slot = self.slots[name]
-        data = memoryview(values.reshape(-1).view(torch.uint8).numpy())
-        write_all(self._files[slot.file], data, slot.offset + at)
+        write_all(self._files[slot.file], raw_bytes(values), slot.offset + at)
+
+    def digest(self, name: str) -> str:
+        """Digest of what a tensor's place holds now.
+
+        Args:
+            name: the tensor.
+
+        Returns:
+            XXH3-128 (hex).
+        """
+        slot, state = self.slots[name], xxhash.xxh3_128()
+        for at in range(0, slot.nbytes, 1 << 20):
+            state.update(os.pread(self._files[slot.file], min(1 << 20, slot.nbytes - at), slot.offset + at))
+        return state.hexdigest()
 
     def close(self, flush: bool = True) -> None:
         """Close the files.
@@ -132,6 +155,35 @@ class Shards:
                 os.fsync(handle)
             os.close(handle)
         self._files = {}
+
+
+def raw_bytes(values: torch.Tensor) -> memoryview:
+    """A tensor's bytes, not copied.
+
+    Args:
+        values: contiguous, on the CPU.
+
+    Returns:
+        The bytes.
+    """
+    return values.reshape(-1).view(torch.uint8).numpy().data
+
+
+def replace_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Overwrite tensors of a checkpoint in place, in the dtypes that they have there.
+
+    Args:
+        folder: holds safetensors files.
+        tensors: name to new values.
+    """
+    types = {tag: dtype for dtype, tag in TAGS.items()}
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("r+b") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+            for name in header.keys() & tensors.keys():
+                values = tensors[name].detach().cpu().to(types[header[name]["dtype"]]).contiguous()
+                write_all(stream.fileno(), raw_bytes(values), 8 + length + header[name]["data_offsets"][0])
 
 
 def write_all(handle: int, data: bytes | memoryview, offset: int) -> None:

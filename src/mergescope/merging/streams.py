@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
 CHUNK = 1 << 19
@@ -68,10 +69,27 @@ class Chunk:
         Returns:
             A seeded generator.
         """
+        return torch.Generator().manual_seed(self._seed(seed, model))
+
+    def bernoulli(self, probability: float, seed: int, model: int) -> torch.Tensor:
+        """Independent draws for every entry, several times faster than torch's.
+
+        Args:
+            probability: of a 1, exact to 2^-32.
+            seed: the recipe's seed.
+            model: the model's index.
+
+        Returns:
+            Ones and zeros of the models' shape and dtype.
+        """
+        like = self.models[model] if model < len(self.models) else self.models[0]
+        words = np.random.SFC64(self._seed(seed, model)).random_raw((like.numel() + 1) // 2)
+        drawn = words.view(np.uint32)[: like.numel()] < round(probability * 2**32)
+        return torch.from_numpy(drawn).view(like.shape).to(like.dtype)
+
+    def _seed(self, seed: int, model: int) -> int:
         text = f"{seed} {self.name} {model} {self.start}"
-        return torch.Generator().manual_seed(
-            int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-        )
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
 Apply = Callable[[Chunk], torch.Tensor]
@@ -240,11 +258,13 @@ class Stream:
             for chunk in self:
                 values = of(chunk).reshape(-1)
                 if high < float("inf"):
-                    above += int((values > high).sum())
-                    top += int((values == high).sum())
+                    above += _count(values > high)
+                    top += _count(values == high)
                 if low > float("-inf"):
-                    bottom += int((values == low).sum()) if low < high else 0
-                inside.append(values[(values > low) & (values < high)])
+                    bottom += _count(values == low) if low < high else 0
+                # Few are inside: numpy finds the places of few ones faster than torch indexes by booleans.
+                places = np.flatnonzero(((values > low) & (values < high)).numpy())
+                inside.append(values[torch.from_numpy(places)])
             collected = torch.cat(inside)
             if above < k <= above + top:
                 return high, k - above
@@ -253,10 +273,8 @@ class Stream:
             if above + top + len(collected) < k <= above + top + len(collected) + bottom:
                 return low, k - above - top - len(collected)
             margin *= 4
-        everything = [
-            of(chunk).reshape(-1).nan_to_num(nan=float("inf"), posinf=float("inf")) for chunk in self
-        ]
-        return _select(torch.cat(everything), k)
+        everything = torch.cat([of(chunk).reshape(-1) for chunk in self])
+        return _select(everything.masked_fill(everything.isnan(), float("inf")), k)
 
     def top(self, of: Callable[[Chunk], torch.Tensor], k: int) -> Top:
         """The k largest values, exactly k: of equal ones the first in the tensor.
@@ -275,7 +293,7 @@ class Stream:
         value, missing = self.kth_largest(of, k)
         for chunk in self:
             ties = of(chunk).reshape(-1) == value
-            count = int(ties.sum())
+            count = _count(ties)
             if count >= missing:
                 return Top(value, chunk.start * self.columns + int(ties.nonzero()[missing - 1]) + 1)
             missing -= count
@@ -293,6 +311,10 @@ class Stream:
             values = of(self.chunk(start, start + rows)).reshape(-1)
             picked.append(values[:: max(1, values.numel() * places // SAMPLE)])
         return torch.cat(picked).sort(descending=True).values
+
+
+def _count(which: torch.Tensor) -> int:
+    return int(np.count_nonzero(which.numpy()))
 
 
 def _bracket(sample: torch.Tensor, share: float, margin: float) -> tuple[float, float]:

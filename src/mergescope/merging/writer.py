@@ -20,7 +20,9 @@ from mergescope.weights.point import TensorSource
 SIDE_FILES = (
     "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt",
     "spiece.model", "sentencepiece*", "added_tokens.json", "preprocessor_config.json",
-    "processor_config.json", "chat_template*", "modules.json", "1_Pooling/config.json",
+    "video_preprocessor_config.json", "processor_config.json", "chat_template*", "*.spm", "*.tiktoken",
+    "tekken.json", "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json",
+    "*_Pooling/config.json", "*.py",
 )  # fmt: skip
 """Files beside the weights that make a Hugging Face directory load; copied from the base."""
 

@@ -17,6 +17,7 @@ from torch import nn
 from mergescope.errors import CheckpointError, MismatchError
 from mergescope.models.nets import NETS, net_from_config
 from mergescope.weights import Checkpoint, Point
+from mergescope.weights.lora import LoraCheckpoint
 from mergescope.weights.point import TensorSource
 
 
@@ -43,11 +44,18 @@ def load_model(source: str | os.PathLike[str] | Checkpoint, *, trust_remote_code
             "Give its directory, or build the network yourself and pass it as model=."
         )
     if config["model_type"] in NETS:
-        model = net_from_config(config)
-        with torch.no_grad():
-            load_weights(model, checkpoint)
-        return model.eval()
-    return _from_transformers(checkpoint, config, trust_remote_code)
+        net = net_from_config(config)
+        load_weights(net, checkpoint)
+        return net.eval()
+    if not isinstance(checkpoint, LoraCheckpoint):
+        return _from_transformers(checkpoint, config, trust_remote_code)
+    # transformers builds the base from its directory; the adapted weights then replace the base's.
+    model: Any = _from_transformers(checkpoint.base, config, trust_remote_code)
+    size = config.get("vocab_size")
+    if size is not None and size != (checkpoint.base.config or {}).get("vocab_size"):
+        model.resize_token_embeddings(size, mean_resizing=False)
+    load_weights(model, checkpoint)
+    return model.eval()
 
 
 def _from_transformers(checkpoint: Checkpoint, config: dict[str, Any], trust_remote_code: bool) -> nn.Module:

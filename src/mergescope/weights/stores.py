@@ -184,7 +184,7 @@ class FileStore:
 
         Raises:
             CheckpointError: the file can't be read or has become shorter.
-        """
+        """  # noqa: DOC501 (the OSError does not leave it)
         shape, dtype = self.spec[key]
         row = dtype.itemsize
         for size in shape[1:]:
@@ -193,7 +193,7 @@ class FileStore:
         if not rows.numel():
             return rows
         shard = self._where[key]
-        wanted = memoryview(rows.view(-1).view(torch.uint8).numpy())
+        wanted = rows.view(-1).view(torch.uint8).numpy().data
         offset = self._begin[key] + start * row
         try:
             while len(wanted):

@@ -19,7 +19,7 @@ def arcee_fusion(stream: Stream, values: Values) -> Apply:
     divergence of the entry's vector along the tensor's last dimension, and
     ``q = median + 1.5 (upper - lower quartile)`` of the tensor's importances, exactly. (Mergekit
     estimates the quartiles of tensors above a million entries from an unseeded sample, and takes
-    the divergence in float32, where that of a usual fine-tune drowns in rounding.)
+    the divergence in float32, where that of a small change drowns in rounding.)
 
     Args:
         stream: the tensor of one model and the base.

@@ -66,6 +66,6 @@ def _masks(values: Values) -> list[Mask | None]:
 
 def _bernoulli(density: float, seed: int, model: int) -> Mask:
     def mask(chunk: Chunk, delta: torch.Tensor) -> torch.Tensor:
-        return torch.empty_like(delta).bernoulli_(density, generator=chunk.generator(seed, model))
+        return chunk.bernoulli(density, seed, model)
 
     return mask

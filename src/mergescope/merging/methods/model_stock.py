@@ -57,7 +57,7 @@ def _ratio(gram: torch.Tensor) -> torch.Tensor:
     count = len(gram)
     norms = gram.diagonal().T.clamp(min=0).sqrt()
     products = norms[:, None] * norms[None, :]
-    cosines = torch.where(products > 0, gram / products.where(products > 0, torch.ones_like(products)), 0.0)
+    cosines = gram / products.where(products > 0, torch.ones_like(products))
     first, second = torch.triu_indices(count, count, 1)
     cosine = cosines.clamp(-1, 1)[first, second].mean(0)
     denominator = 1 + (count - 1) * cosine

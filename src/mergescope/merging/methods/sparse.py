@@ -112,16 +112,22 @@ def elected_sum(parts: torch.Tensor, weights: Sequence[float], divide: bool) -> 
     Returns:
         ``(rows, columns)``.
     """
-    positive = parts.sum(0) >= 0
-    divisor = torch.zeros_like(parts[0])
+    # Products with +-1, relu and sign are vectorised; torch.where and boolean sums are ten times slower.
+    total = parts.sum(0).add_(0.0)  # a sum of negative zeros becomes a positive one
+    elected = torch.copysign(torch.ones((), dtype=parts.dtype), total)
+    merged = torch.zeros_like(total)
+    divisor = torch.zeros_like(total) if divide else None
     for part, weight in zip(parts, weights, strict=True):
-        agrees = torch.where(positive, part > 0, part < 0)
-        if divide:
-            divisor.add_(agrees, alpha=weight)
-        part.mul_(agrees)
-    merged = parts.sum(0)
-    if divide:
-        merged /= torch.where(divisor.abs() < 1e-8, 1.0, divisor)
+        agreeing = part.mul_(elected).relu_()
+        merged.add_(agreeing)
+        if divisor is not None:
+            divisor.add_(agreeing.sign_(), alpha=weight)
+    merged.mul_(elected)
+    if divisor is not None:
+        if min(weights) > 1e-8:
+            merged.div_(divisor.clamp_(min=1e-8))  # 0 only where nothing was summed
+        else:
+            merged.div_(divisor.masked_fill_(divisor.abs() < 1e-8, 1.0))
     return merged
 
 

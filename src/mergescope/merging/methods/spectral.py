@@ -35,7 +35,7 @@ RANK_TOLERANCE = 1e-6
 def tsv(stream: Stream, values: Values) -> Apply:
     """TSV-M: each task's leading singular vectors, made orthogonal to the other tasks', per matrix.
 
-    ``theta_0 + lambda P(U) S P(V)^T``: ``U``, ``S``, ``V`` join the ``ceil(r / K)`` leading singular
+    ``theta_0 + lambda P(U) S P(V)^T``: ``U``, ``S``, ``V`` join the ``max(1, floor(r / K))`` leading singular
     triplets of each of the ``K`` weighted task matrices, ``r`` the smaller dimension, and ``P(A)``
     is the matrix with orthonormal columns nearest to ``A`` (within the span of ``A`` if its columns
     are dependent, as with equal models). Other tensors: ``theta_0 + lambda sum_k w_k tau_k / K``.
@@ -51,7 +51,7 @@ def tsv(stream: Stream, values: Values) -> Apply:
     if not is_matrix(stream):
         return _mean(stream, values)
     count = len(stream.models)
-    share = -(-min(stream.rows, stream.columns) // count)
+    share = max(1, min(stream.rows, stream.columns) // count)
     triplets = [
         leading(weight * _task_matrix(stream, model), share) for model, weight in enumerate(values.weights)
     ]

@@ -1,0 +1,57 @@
+"""``mergescope check``: what stands against a merge."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def check(
+    models: Annotated[list[str], typer.Argument(help="A recipe (.yml), or models: paths or hub ids.")],
+    base: Annotated[str | None, typer.Option(help="The model that they were fine-tuned from.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Read headers, configs and tokenizers only.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Name every tensor of every finding.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every tensor named.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if there are warnings.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Chunks at once (default: one a core).")] = None,
+) -> None:
+    """Compare models before a merge, and tell all that stands against it.
+
+    Keys, shapes, dtypes, configurations, tokenizers, tied heads, NaN, and whether the models descend
+    from the base.
+
+    Exit codes: 0 can be merged; 2 can't, or a file can't be read; 3 can, but there are warnings and
+    --strict was given.
+
+    [bold]Example:[/] mergescope check org/a org/b --base org/base
+    """  # noqa: DOC501 (typer shows this text to users)
+    from pathlib import Path
+
+    from mergescope.errors import MergescopeError
+    from mergescope.merging.check import check as run
+    from mergescope.merging.merge import default_threads
+
+    recipes = [name for name in models if name.endswith((".yml", ".yaml")) and not Path(name).is_dir()]
+    if recipes and (len(models) > 1 or base is not None):
+        raise MergescopeError(
+            f"{recipes[0]} is a recipe and names its models: give it alone, without --base."
+        )
+    count = threads or default_threads()
+    if recipes:
+        report = run(recipe=Path(recipes[0]), fast=fast, threads=count, progress=True)
+    else:
+        report = run(models, base, fast=fast, threads=count, progress=True)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        from rich.console import Console
+
+        from mergescope.reports.check_tables import report_parts
+
+        console = Console(highlight=False)
+        for part in report_parts(report, everything):
+            console.print(part)
+    raise typer.Exit(report.exit_code(strict))

@@ -1,0 +1,109 @@
+"""The output's ``config.json``: layer counts, per-layer lists, tied heads, dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
+"""Where configurations keep the number of blocks."""
+
+PARTS = {
+    "text_model": "text_config", "language_model": "text_config", "vision_model": "vision_config",
+    "vision_tower": "vision_config", "visual": "vision_config", "audio_tower": "audio_config",
+}  # fmt: skip
+"""Modules of multi-part models, and the part of the configuration that describes them."""
+
+SIDES = {
+    "encoder": ("encoder_layers", "num_encoder_layers"),
+    "decoder": ("decoder_layers", "num_decoder_layers"),
+}
+"""Layer counts of models that have an encoder and a decoder."""
+
+
+def layer_count_path(config: Mapping[str, Any] | None, stack: str) -> tuple[str, ...] | None:
+    """Where a configuration counts the blocks of a stack.
+
+    Args:
+        config: ``config.json``.
+        stack: name of the numbered list, for example ``"model.layers"``.
+
+    Returns:
+        The keys that lead there, or None.
+
+    Example:
+        >>> layer_count_path({"num_layers": 2, "num_decoder_layers": 3}, "decoder.block")
+        ('num_decoder_layers',)
+        >>> layer_count_path({"text_config": {"num_hidden_layers": 2}}, "text_model.encoder.layers")
+        ('text_config', 'num_hidden_layers')
+    """
+    config = config or {}
+    words = stack.split(".")
+    inner = [PARTS[word] for word in words if isinstance(config.get(PARTS.get(word, "")), dict)]
+    if (
+        not inner
+        and isinstance(config.get("text_config"), dict)
+        and not any(key in config for key in LAYER_COUNTS)
+    ):
+        inner = ["text_config"]
+    part = config[inner[0]] if inner else config
+    keys = [key for word in words for key in SIDES.get(word, ())] + list(LAYER_COUNTS)
+    key = next((key for key in keys if type(part.get(key)) is int), None)
+    return (*inner[:1], key) if key is not None else None
+
+
+def at_path(config: Mapping[str, Any] | None, path: Sequence[str]) -> Any:
+    """Look a nested value up.
+
+    Args:
+        config: ``config.json``.
+        path: keys, outermost first.
+
+    Returns:
+        The value, or None.
+    """
+    value: Any = config
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def restack(
+    config: dict[str, Any], stack: str, blocks: Sequence[tuple[Mapping[str, Any] | None, int]]
+) -> None:
+    """Make a configuration describe a new stack of blocks, in place.
+
+    Args:
+        config: ``config.json`` of the output.
+        stack: name of the numbered list.
+        blocks: for each block of the output, its model's configuration and its number there.
+    """
+    path = layer_count_path(config, stack)
+    if path is None:
+        return
+    part = at_path(config, path[:-1])
+    before = part[path[-1]]
+    part[path[-1]] = len(blocks)
+    for key, value in list(part.items()):
+        if not (isinstance(value, list) and "layer" in key and len(value) == before):
+            continue
+        lists = [at_path(origin, (*path[:-1], key)) for origin, _ in blocks]
+        if all(
+            isinstance(items, list) and number < len(items)
+            for items, (_, number) in zip(lists, blocks, strict=True)
+        ):
+            part[key] = [items[number] for items, (_, number) in zip(lists, blocks, strict=True)]
+
+
+def set_dtype(config: dict[str, Any], dtype: str) -> None:
+    """Name the stored dtype wherever a configuration names one, in place.
+
+    Args:
+        config: ``config.json``, or a part of it.
+        dtype: for example ``"bfloat16"``.
+    """
+    for key, value in config.items():
+        if key in ("torch_dtype", "dtype") and (value is None or isinstance(value, str)):
+            config[key] = dtype
+        elif isinstance(value, dict) and key.endswith("_config"):
+            set_dtype(value, dtype)

@@ -1,0 +1,169 @@
+"""What ``mergescope check`` and ``mergescope geometry`` print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from mergescope.merging.findings import QUALITY, Report
+from mergescope.reports.geometry_figures import short_layers
+from mergescope.reports.style import shorten
+from mergescope.weights.geometry import Geometry, Scope
+
+_COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+_MOST_LAYERS = 24
+
+
+def report_parts(report: Report, everything: bool = False) -> Iterator[Any]:
+    """What to print of a report, in order.
+
+    Args:
+        report: the report.
+        everything: name every tensor of every finding.
+
+    Yields:
+        Tables and texts for a rich console.
+    """
+    names = [name for name in report.models if name != report.base]
+    yield Text(
+        f"{', '.join(names)}" + (f"; base {report.base}" if report.base else "; no base"), style="bold"
+    )
+    for finding in report.findings:
+        head = Text(f"{finding.severity}: ", style=_COLOURS[finding.severity])
+        yield head.append(finding.message, style="default not bold")
+        if everything and len(finding.items) > 1:
+            yield Text("\n".join(f"    {item}" for item in finding.items), style="dim")
+    if report.config:
+        title = f"config.json: {len(report.config)} keys differ"
+        table = _table()
+        table.add_column("key", overflow="fold")
+        for name in report.models:
+            table.add_column(shorten(name, 20), overflow="fold")
+        table.add_column("matters")
+        for row in report.config:
+            table.add_row(row.key, *row.values, row.matters)
+        yield _titled(title, table)
+    if report.verdicts:
+        title = "Where the models come from"
+        table = _table()
+        table.add_column("pair", overflow="fold", ratio=2)
+        table.add_column("verdict")
+        table.add_column("reason", ratio=5)
+        for verdict in report.verdicts:
+            pair = f"{shorten(verdict.model, 24)} / {shorten(verdict.other, 24)}"
+            table.add_row(pair, verdict.relation.word, verdict.reason)
+        yield _titled(title, table)
+        yield Text(f"\n{QUALITY}", style="dim")
+    if report.geometry is not None and report.base is not None:
+        yield distance_table(report.geometry, "layer")
+    yield Text("")
+    for skipped in report.skipped:
+        yield Text(f"not checked: {skipped}", style="magenta")
+    yield conclusion(report)
+
+
+def conclusion(report: Report) -> Text:
+    """The last line of a check.
+
+    Args:
+        report: the report.
+
+    Returns:
+        Whether the models can be merged.
+    """
+    errors, warnings = len(report.of("error")), len(report.of("warning"))
+    counted = f"{warnings} warning{'' if warnings == 1 else 's'}"
+    if errors:
+        return Text(
+            f"Can't be merged: {errors} error{'' if errors == 1 else 's'}, {counted}.", style="bold red"
+        )
+    return Text(f"Can be merged: no errors, {counted}.", style="bold green")
+
+
+def geometry_parts(found: Geometry) -> Iterator[Any]:
+    """What to print of a geometry, in order.
+
+    Args:
+        found: from [`geometry`][mergescope.weights.geometry.geometry].
+
+    Yields:
+        Tables and texts for a rich console.
+    """
+    total = found.total
+    title = f"Task vectors against {found.base}: {total.entries:,} weights, |θ₀| = {total.base_norm:.4g}"
+    table = _table()
+    for column in ("model", "|τ|", "|τ| / |θ₀|", "unchanged"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for k, model in enumerate(found.models):
+        table.add_row(
+            model, f"{total.norms[k]:.4g}", f"{total.distances[k]:.4g}", f"{total.unchanged[k]:.1%}"
+        )
+    yield _titled(title, table)
+    if len(found.models) > 1:
+        yield _matrix(
+            found,
+            total.cosines.tolist(),
+            "Cosine of task vectors",
+            lambda cosine: f"{round(cosine, 3) + 0:.3f}",
+        )
+        yield _matrix(found, total.conflicts.tolist(), "Opposite signs where both changed", "{:.1%}".format)
+    yield distance_table(found, "layer")
+    yield distance_table(found, "kind")
+    if found.left_out:
+        yield Text(
+            f"left out, as they are no weights: {', '.join(found.left_out)}", style="dim", overflow="fold"
+        )
+
+
+def distance_table(found: Geometry, scope: Scope) -> Group:
+    """Relative distances by group.
+
+    Args:
+        found: from [`geometry`][mergescope.weights.geometry.geometry].
+        scope: ``"layer"`` or ``"kind"``.
+
+    Returns:
+        Title and table; of very many blocks those in the middle are counted instead.
+    """
+    groups = found.groups(scope)
+    title = f"Relative distance |τ| / |θ₀| by {'block' if scope == 'layer' else 'kind of module'}"
+    table = _table()
+    table.add_column("block" if scope == "layer" else "kind")
+    table.add_column("weights", justify="right")
+    for name in found.models:
+        table.add_column(shorten(name, 20), justify="right")
+    lines = [
+        (label, f"{sums.entries:,}", *(f"{value:.3g}" for value in sums.distances))
+        for label, sums in zip(short_layers(list(groups)), groups.values(), strict=True)
+    ]
+    if len(lines) > _MOST_LAYERS:
+        half = _MOST_LAYERS // 2
+        hidden = len(lines) - 2 * half
+        lines = [*lines[:half], (f"… {hidden} more", *[""] * (len(found.models) + 1)), *lines[-half:]]
+    for line in lines:
+        table.add_row(*line)
+    return _titled(title, table)
+
+
+def _matrix(found: Geometry, values: list[list[float]], title: str, shown: Callable[[float], str]) -> Group:
+    table = _table()
+    table.add_column("")
+    for name in found.models:
+        table.add_column(shorten(name, 14), justify="right")
+    for i, (name, row) in enumerate(zip(found.models, values, strict=True)):
+        table.add_row(shorten(name, 20), *("·" if i == j else shown(value) for j, value in enumerate(row)))
+    return _titled(title, table)
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+
+
+def _titled(title: str, table: Table) -> Group:
+    # A table's own title is wrapped to the table's width, which may be small.
+    return Group(Text(f"\n{title}", style="bold"), table)

@@ -1,0 +1,239 @@
+"""Figures of task-vector geometry: heat maps of cosines and sign conflicts, distances by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mergescope.reports.style import (
+    FAINT,
+    INK,
+    MUTED,
+    WIDTH,
+    look,
+    new_figure,
+    render,
+    settle,
+    shorten,
+    styled,
+)
+from mergescope.weights.files import atomic_file
+from mergescope.weights.geometry import Geometry
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_NUMBERED_CELLS = 144
+"""A heat map with more cells than this shows no numbers in them."""
+
+
+def similarity(found: Geometry) -> Figure:
+    """Draw the matrices of the whole model: cosines (ATTN, Fig. 5) and sign conflicts.
+
+    Args:
+        found: from [`geometry`][mergescope.weights.geometry.geometry], of two models or more.
+
+    Returns:
+        Two heat maps side by side; the diagonal, which says nothing, is left empty.
+    """
+    names = [shorten(name, 18) for name in found.models]
+    cosines, conflicts = found.total.cosines.numpy().copy(), found.total.conflicts.numpy().copy()
+    np.fill_diagonal(cosines, np.nan)
+    np.fill_diagonal(conflicts, np.nan)
+    with styled():
+        figure = new_figure(WIDTH, max(3.2, 1.6 + 0.42 * len(names)))
+        left, right = figure.subplots(1, 2)
+        _heat_map(figure, left, cosines, names, names, "cosine of task vectors", _COSINE)
+        _heat_map(figure, right, conflicts, names, names, "opposite signs where both changed", _CONFLICT)
+        return settle(figure)
+
+
+def by_group(found: Geometry) -> Figure:
+    """Draw cosines and sign conflicts of every pair, by block and by kind of module.
+
+    Args:
+        found: of two models or more.
+
+    Returns:
+        Two rows (blocks, kinds) of two heat maps, with a column for each pair.
+    """
+    pairs = [(i, j) for i in range(len(found.models)) for j in range(i)]
+    join = "\n+ " if len(pairs) <= 3 else " + "
+    labels = [f"{shorten(found.models[j], 14)}{join}{shorten(found.models[i], 14)}" for i, j in pairs]
+    groups = [found.groups("layer"), found.groups("kind")]
+    with styled():
+        heights = [max(1.2, 0.24 * len(group)) for group in groups]
+        figure = new_figure(max(WIDTH, 3.5 + 0.7 * len(pairs)), 2.2 + sum(heights))
+        grid = figure.subplots(2, 2, height_ratios=heights, squeeze=False)
+        for axes_row, group, what in zip(grid, groups, ("block", "kind of module"), strict=True):
+            columns = labels if group is groups[-1] else [""] * len(labels)  # once, below both
+            rows = short_layers(list(group))
+            for axes, measure, title, scale in (
+                (axes_row[0], "cosines", "cosine", _COSINE),
+                (axes_row[1], "conflicts", "opposite signs", _CONFLICT),
+            ):
+                values = np.array([
+                    [
+                        float(getattr(sums, measure)[i, j]) if _moved(sums, i, j) else math.nan
+                        for i, j in pairs
+                    ]
+                    for sums in group.values()
+                ])
+                _heat_map(figure, axes, values, rows, columns, f"{title}, by {what}", scale)
+        return settle(figure)
+
+
+def distances(found: Geometry) -> Figure:
+    """Draw how far each model went from the base, by block and by kind of module.
+
+    Args:
+        found: from [`geometry`][mergescope.weights.geometry.geometry].
+
+    Returns:
+        Two panels; one mark a model.
+    """
+    with styled():
+        figure = new_figure(WIDTH, 3.9)
+        panels = figure.subplots(1, 2)
+        for axes, scope, title in zip(panels, ("layer", "kind"), ("block", "kind of module"), strict=True):
+            group = found.groups(scope)  # type: ignore[arg-type]
+            top = 0.0
+            for k, model in enumerate(found.models):
+                values = [sums.distances[k] for sums in group.values()]
+                shown = [value if math.isfinite(value) else math.nan for value in values]
+                top = max([top, *(value for value in shown if not math.isnan(value))])
+                entry = look(k)
+                # Side by side, so that equal distances don't hide one another.
+                shift = 0.0 if scope == "layer" else 0.5 * ((k + 0.5) / len(found.models) - 0.5)
+                axes.plot(
+                    [position + shift for position in range(len(shown))], shown,
+                    color=entry.colour, marker=entry.marker, ms=5, lw=1.2,
+                    ls=entry.line if scope == "layer" else "none", label=shorten(model, 24),
+                )  # fmt: skip
+            axes.set_xticks(range(len(group)), short_layers(list(group)))
+            axes.set_ylim(0, top * 1.08 or 1.0)
+            axes.set(
+                title=f"relative distance from {shorten(found.base, 24)}, by {title}", ylabel="|τ| / |θ₀|"
+            )
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=min(4, len(labels)), handlelength=3.2
+        )
+        return settle(figure)
+
+
+def geometry_figures(found: Geometry) -> dict[str, Figure]:
+    """All figures that the number of models allows.
+
+    Args:
+        found: from [`geometry`][mergescope.weights.geometry.geometry].
+
+    Returns:
+        File name without suffix to figure.
+    """
+    drawn = {"distances": distances(found)}
+    if len(found.models) > 1:
+        drawn |= {"similarity": similarity(found), "similarity-by-group": by_group(found)}
+    return drawn
+
+
+def write_geometry_figures(found: Geometry, folder: Path) -> list[Path]:
+    """Write every figure as SVG and PNG.
+
+    Args:
+        found: from [`geometry`][mergescope.weights.geometry.geometry].
+        folder: where to; made if absent.
+
+    Returns:
+        The files.
+    """
+    written = []
+    for name, figure in geometry_figures(found).items():
+        for suffix in ("svg", "png"):
+            path = folder / f"{name}.{suffix}"
+            with atomic_file(path) as temporary:
+                temporary.write_bytes(render(figure, suffix))
+            written.append(path)
+    return written
+
+
+def short_layers(layers: Sequence[str]) -> list[str]:
+    """Names of blocks without what all share: ``encoder.layer.3`` becomes ``3``.
+
+    Args:
+        layers: names of blocks and of groups outside them.
+
+    Returns:
+        The labels; with several stacks they keep the words that tell them apart.
+
+    Example:
+        >>> short_layers(["embedding", "model.layers.0", "model.layers.1", "head"])
+        ['embedding', '0', '1', 'head']
+        >>> short_layers(["encoder.block.0", "decoder.block.0"])
+        ['encoder 0', 'decoder 0']
+    """
+    stacks = list(dict.fromkeys(name.rpartition(".")[0] for name in layers if "." in name))
+    words = [stack.split(".") for stack in stacks]
+    own = {
+        stack: " ".join(word for word in parts if not all(word in other for other in words))
+        for stack, parts in zip(stacks, words, strict=True)
+    }
+    labels = []
+    for name in layers:
+        stack, _, number = name.rpartition(".")
+        labels.append(shorten(f"{own[stack]} {number}".strip(), 20) if stack else name)
+    return labels
+
+
+def _moved(sums: Any, i: int, j: int) -> bool:
+    return bool(sums.changed[i, i] and sums.changed[j, j])
+
+
+_COSINE = ("RdBu_r", 0.0, 1.0, "{:.2f}")
+_CONFLICT = ("PuOr_r", 0.5, 0.5, "{:.0%}")
+"""Colour map, middle, most that a value can be off it, and format of the numbers."""
+
+
+def _heat_map(
+    figure: Figure,
+    axes: Axes,
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    scale: tuple[str, float, float, str],
+) -> None:
+    from matplotlib import colormaps
+
+    colours, middle, reach, text = scale
+    finite = values[np.isfinite(values)]
+    # The range of what is there, symmetric around the middle, so that small cosines are seen too.
+    most = float(np.abs(finite - middle).max()) if finite.size else 0.0
+    span = min(reach, max(0.1, math.ceil(most * 20) / 20))
+    shown = colormaps[colours].with_extremes(bad=FAINT)
+    image = axes.imshow(values, cmap=shown, vmin=middle - span, vmax=middle + span, aspect="auto")
+    axes.grid(False)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, aspect=20 if len(rows) < 16 else 40)
+    bar.set_ticks([middle + span * part for part in (-1, -0.5, 0, 0.5, 1)])
+    bar.outline.set_edgecolor(MUTED)
+    percent = "%" in text
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if percent else f"{value:.2f}")
+    if values.size > _NUMBERED_CELLS:
+        return
+    for (row, column), value in np.ndenumerate(values):
+        if math.isfinite(value):
+            dark = abs(value - middle) > 0.62 * span
+            label = text.format(value).replace("-0.00", "0.00")
+            axes.text(
+                column, row, label, ha="center", va="center", color="white" if dark else INK, fontsize=8
+            )

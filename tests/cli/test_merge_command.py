@@ -1,0 +1,94 @@
+"""``mergescope merge`` through its real entry point."""
+
+import signal
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+ENTRY = Path(sysconfig.get_path("scripts")) / "mergescope"
+
+
+def run(*arguments):
+    return subprocess.run(
+        [str(ENTRY), "merge", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    for name, value in (("a", 1.0), ("b", 3.0)):
+        (tmp_path / name).mkdir()
+        state = {"w": torch.full((400, 300), value), "bn.running_mean": torch.ones(2)}
+        save_file(state, tmp_path / name / "model.safetensors")
+    models = [{"model": str(tmp_path / name), "parameters": {"weight": 1}} for name in "ab"]
+    path = tmp_path / "recipe.yml"
+    path.write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
+    return path
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, recipe):
+    before = sorted(tmp_path.rglob("*"))
+    shown = run(recipe, tmp_path / "deep" / "out", "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    for part in ("linear", "2 models, 2 tensors", "GB", "MB of memory", "w  float32[400, 300]", "BatchNorm"):
+        assert part in shown.stdout, part
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_merge_and_a_second_one(tmp_path, recipe):
+    done = run(recipe, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "BatchNorm" in done.stdout and "Merged into" in done.stdout
+    assert load_file(tmp_path / "out" / "model.safetensors")["w"].eq(2).all()
+    again = run(recipe, tmp_path / "out")
+    assert again.returncode == 2 and "--overwrite" in again.stderr and "Traceback" not in again.stderr
+    assert run(recipe, tmp_path / "out", "--overwrite").returncode == 0
+
+
+def test_every_mistake_of_a_recipe_is_printed_with_its_line(tmp_path, recipe):
+    recipe.write_text("dtpye: bf16\n" + recipe.read_text().replace("weight: 1", "wieght: 1"))
+    failed = run(recipe, tmp_path / "out")
+    assert failed.returncode == 2 and "Traceback" not in failed.stderr
+    assert "recipe.yml has 5 problems" in failed.stderr
+    assert "line 1: unknown key 'dtpye'. Did you mean: dtype" in failed.stderr
+    assert failed.stderr.count("Did you mean: weight") == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_size_and_an_absent_recipe(tmp_path, recipe):
+    for arguments, said in (
+        ((recipe, tmp_path / "out", "--max-shard-size", "five"), "no size"),
+        ((tmp_path / "absent.yml", tmp_path / "out"), "no recipe file"),
+    ):
+        failed = run(*arguments)
+        assert failed.returncode == 2 and said in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, recipe):
+    for name in "ab":
+        state = {f"w{n}": torch.randn(300, 300) for n in range(20)}
+        save_file(state, tmp_path / name / "model.safetensors")
+    text = yaml.safe_load(recipe.read_text()) | {"merge_method": "tsv", "base_model": str(tmp_path / "c")}
+    save_file({key: torch.zeros_like(value) for key, value in state.items()}, tmp_path / "c.safetensors")
+    recipe.write_text(yaml.safe_dump(text | {"base_model": str(tmp_path / "c.safetensors")}))
+    process = subprocess.Popen(
+        [str(ENTRY), "merge", recipe, tmp_path / "out", "--threads", "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    journal = tmp_path / ".out.merging" / "merge.journal"
+    until = time.monotonic() + 60
+    while not (journal.is_file() and len(journal.read_text().split("\n")) > 2) and time.monotonic() < until:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "--resume" in errors and "Traceback" not in errors
+    assert not (tmp_path / "out").exists()
+    recipe_done = run(recipe, tmp_path / "out", "--resume")
+    assert recipe_done.returncode == 0, recipe_done.stderr
+    assert len(load_file(tmp_path / "out" / "model.safetensors")) == 20

@@ -1,0 +1,204 @@
+"""Plans: which tensors come out, of what, and everything that is wrong before a byte is read."""
+
+import pytest
+import torch
+from families import entry, mean_of, save_family, tensors, write_model
+
+import mergescope as ms
+from mergescope.errors import CheckpointError, MismatchError
+from mergescope.merging.plan import make_plan
+from mergescope.merging.recipe import read_recipe
+
+
+def plan(recipe, **states):
+    opened = {name: ms.Checkpoint(state, name=name) for name, state in states.items()}
+    return make_plan(read_recipe(recipe), opened=opened)
+
+
+def refused(recipe, **states):
+    with pytest.raises(MismatchError) as caught:
+        plan(recipe, **states)
+    return str(caught.value)
+
+
+def weights(made):
+    return {job.name: job.values.per_model["weight"] for job in made.jobs}
+
+
+LAYERS = {f"h.{n}.{part}.w": torch.ones(2) for n in range(3) for part in ("attn", "mlp")}
+NET = {"wte.weight": torch.ones(4, 2), **LAYERS, "ln.weight": torch.ones(2)}
+
+
+def test_gradients_filters_and_levels():
+    made = plan("""
+merge_method: linear
+parameters: {weight: 7}
+models:
+  - model: a
+    parameters:
+      weight: [{filter: mlp, value: [0, 1]}, {filter: attn, value: 5}]
+  - model: b
+""", a=NET, b=NET)  # fmt: skip
+    found = weights(made)
+    assert [found[f"h.{n}.mlp.w"] for n in range(3)] == [[0, 7], [0.5, 7], [1, 7]]
+    assert found["h.1.attn.w"] == [5, 7] and found["ln.weight"] == [7, 7] == found["wte.weight"]
+
+
+def test_source_beats_slice_beats_module_beats_recipe():
+    text = """
+merge_method: task_arithmetic
+base_model: a
+parameters: {weight: 1, lambda: 1}
+modules:
+  default:
+    parameters: {weight: 2, lambda: 2}
+    slices:
+      - sources:
+          - {model: a, layer_range: [0, 1]}
+          - {model: b, layer_range: [0, 1], parameters: {weight: 4}}
+        parameters: {weight: 3, lambda: 3}
+      - sources: [{model: a, layer_range: [1, 2]}, {model: b, layer_range: [1, 2]}]
+        parameters: {weight: 3}
+      - sources: [{model: a, layer_range: [2, 3]}, {model: b, layer_range: [2, 3]}]
+"""
+    made = {job.name: job for job in plan(text, a=NET, b=NET).jobs}
+    assert [made[f"h.{n}.mlp.w"].values.weights for n in range(3)] == [[4], [3], [2]]
+    assert [made[f"h.{n}.mlp.w"].values["lambda"] for n in range(3)] == [3, 2, 2]
+
+
+def test_the_base_may_be_listed_or_not_and_linear_needs_no_weight_for_it():
+    for listed in ([], [entry("base")]):
+        recipe = {
+            "merge_method": "task_arithmetic",
+            "base_model": "base",
+            "models": [*listed, entry("a", weight=1)],
+        }
+        made = plan(recipe, base=NET, a=NET)
+        assert all(job.labels == ("a",) and job.base.model.name == "base" for job in made.jobs)
+    made = plan(mean_of("a", "b", base_model="base"), base=NET, a=NET, b=NET)
+    assert all(job.labels == ("a", "b") and job.base is None for job in made.jobs)
+
+
+def test_the_dtype_is_the_homes_unless_the_recipe_says_otherwise():
+    half = {key: value.bfloat16() for key, value in NET.items()}
+    for recipe, wanted in (
+        (mean_of("a", "b"), torch.float32),
+        (mean_of("a", "b", base_model="b"), torch.bfloat16),
+        (mean_of("a", "b", dtype="fp16"), torch.float16),
+        (mean_of("a", "b", dtype="fp16", out_dtype="bf16"), torch.bfloat16),
+    ):
+        made = plan(recipe, a=NET, b=half)
+        assert {job.spec.dtype for job in made.jobs} == {wanted}
+        assert any("stored as bfloat16 and float32" in note for note in made.notes) == ("dtype" not in recipe)
+
+
+def test_every_difference_is_named_with_tensor_models_and_shapes():
+    other = {**NET, "ln.weight": torch.ones(3), "extra": torch.ones(1)}
+    del other["h.1.mlp.w"]
+    told = refused(mean_of("a", "b"), a=NET, b=other)
+    assert "ln.weight: [2] in a, [3] in b" in told
+    assert "h.1.mlp.w: missing in b" in told
+    assert "extra: only in b, missing in a" in told
+    assert "one architecture" in told and "tokenizer" not in told
+
+
+def test_only_a_different_number_of_rows_is_a_matter_of_tokens():
+    told = refused(mean_of("a", "b"), a=NET, b={**NET, "wte.weight": torch.ones(5, 2)})
+    assert "wte.weight: [4, 2] in a, [5, 2] in b" in told and "tokenizer_source" in told
+    told = refused(mean_of("a", "b"), a=NET, b={**NET, "wte.weight": torch.ones(4, 3)})
+    assert "tokenizer" not in told
+
+
+def test_integers_are_copied_if_equal_and_refused_if_not():
+    ids, count = torch.arange(3), torch.tensor(5)
+    a = {**NET, "ids": ids, "bn.num_batches_tracked": count}
+    made = plan(mean_of("a", "b"), a=a, b={**a, "bn.num_batches_tracked": count + 1})
+    assert [job.name for job in made.jobs if job.copy] == ["ids", "bn.num_batches_tracked"]
+    assert "ids: integers that differ between a and b" in refused(
+        mean_of("a", "b"), a=a, b={**a, "ids": ids + 1}
+    )
+    told = refused(mean_of("a", "b"), a=NET, b={**NET, "ln.weight": torch.ones(2, dtype=torch.int8)})
+    assert "float32[2] in a, int8[2] in b" in told and "equantise" in told
+
+
+def test_running_statistics_are_noted():
+    made = plan(mean_of("a", "b"), a={"bn.running_mean": torch.ones(2)}, b={"bn.running_mean": torch.ones(2)})
+    assert made.statistics == ("bn.running_mean",) and "BatchNorm" in made.notes[0]
+
+
+def test_modules_take_their_prefix_and_must_cover_the_model(tmp_path):
+    paths = save_family(tmp_path, "clip", ("a", "b"))
+    models = [entry(paths[name], weight=1) for name in "ab"]
+    recipe = {
+        "merge_method": "linear",
+        "modules": {"text_model": {"models": models}, "vision_model": {"models": models}},
+    }
+    with pytest.raises(MismatchError) as caught:
+        make_plan(read_recipe(recipe))
+    assert "logit_scale: belongs to no module" in str(caught.value)
+    for name in ("logit_scale", "visual_projection", "text_projection"):
+        recipe["modules"][name] = {"models": models[:1]}
+    made = make_plan(read_recipe(recipe))
+    assert {job.name for job in made.jobs} == set(tensors(paths["a"]))
+    assert {
+        len(job.models) for job in made.jobs if "projection" in job.name or job.name == "logit_scale"
+    } == {1}
+    recipe["modules"]["text_model.encoder"] = {"models": models}
+    with pytest.raises(MismatchError, match="made by 2 modules"):
+        make_plan(read_recipe(recipe))
+
+
+def test_layers_are_stacked_from_the_right_blocks():
+    nets = {
+        name: {f"h.{n}.w": torch.full((2,), 10.0 * k + n) for n in range(4)} | {"wte.weight": torch.full((2, 2), k), "ln": torch.full((2,), k)}  # noqa: E501
+        for k, name in ((1.0, "a"), (2.0, "b"))
+    }  # fmt: skip
+    made = plan("""
+merge_method: passthrough
+slices:
+  - sources: [{model: a, layer_range: [0, 3]}]
+  - sources: [{model: b, layer_range: [1, 4]}]
+""", **nets)  # fmt: skip
+    values = {
+        job.name: float(next(iter(job.stream(made.recipe.method))).models[0][0, 0]) for job in made.jobs
+    }
+    assert values == {
+        "wte.weight": 1, "ln": 2, "h.0.w": 10, "h.1.w": 11, "h.2.w": 12, "h.3.w": 21, "h.4.w": 22, "h.5.w": 23,
+    }  # fmt: skip
+
+
+def test_an_unlisted_base_of_a_slice_is_taken_at_the_sources_blocks():
+    text = """
+merge_method: task_arithmetic
+base_model: c
+parameters: {weight: 1}
+slices:
+  - sources: [{model: a, layer_range: [2, 3]}, {model: b, layer_range: [2, 3]}]
+"""
+    made = {job.name: job for job in plan(text, a=NET, b=NET, c=NET).jobs}
+    assert made["h.0.mlp.w"].base.key == "h.2.mlp.w"
+    told = refused(text.replace("b, layer_range: [2, 3]", "b, layer_range: [1, 2]"), a=NET, b=NET, c=NET)
+    assert "list the base c with its layer_range" in told
+
+
+def test_layer_ranges_beyond_the_model_are_refused():
+    text = "merge_method: passthrough\nslices:\n  - sources: [{model: a, layer_range: [1, 9]}]\n"
+    assert "line 3: layer_range (1, 9)".replace("(1, 9)", "[1, 9] of a, which has 3 blocks") in refused(
+        text, a=NET
+    )
+
+
+def test_all_models_that_cannot_be_opened_are_named(tmp_path):
+    with pytest.raises(CheckpointError) as caught:
+        make_plan(read_recipe(mean_of(tmp_path / "x", tmp_path / "y")))
+    assert str(tmp_path / "x") in str(caught.value) and str(tmp_path / "y") in str(caught.value)
+
+
+def test_the_digest_changes_with_recipe_inputs_and_seed(tmp_path):
+    a, b = (write_model(tmp_path / name, NET) for name in "ab")
+    recipe = read_recipe(mean_of(a, b))
+    first = make_plan(recipe).digest
+    assert make_plan(recipe).digest == first != make_plan(recipe, seed=1).digest
+    assert make_plan(read_recipe(mean_of(a, b, parameters={"normalize": False}))).digest != first
+    write_model(b, {**NET, "ln.weight": torch.zeros(2)})
+    assert make_plan(recipe).digest != first
