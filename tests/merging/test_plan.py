@@ -121,6 +121,15 @@ def test_integers_are_copied_if_equal_and_refused_if_not():
     assert "float32[2] in a, int8[2] in b" in told and "equantise" in told
 
 
+@pytest.mark.parametrize(("with_ids", "without"), [("a", "b"), ("b", "a")])
+def test_position_numbers_that_some_models_lack_are_left_out(with_ids, without):
+    states = {with_ids: {**NET, "embeddings.position_ids": torch.arange(4)[None]}, without: NET}
+    made = plan(mean_of("a", "b"), **states)
+    assert {job.name for job in made.jobs} == set(NET)
+    other = {with_ids: {**NET, "embeddings.extra": torch.arange(4)[None]}, without: NET}
+    assert "embeddings.extra" in refused(mean_of("a", "b"), **other)
+
+
 def test_running_statistics_are_noted():
     made = plan(mean_of("a", "b"), a={"bn.running_mean": torch.ones(2)}, b={"bn.running_mean": torch.ones(2)})
     assert made.statistics == ("bn.running_mean",) and "BatchNorm" in made.notes[0]

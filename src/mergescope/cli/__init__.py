@@ -64,7 +64,10 @@ def main() -> None:
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        print("Interrupted. Run the same command again to go on where it was.", file=sys.stderr)
+        print(
+            "Interrupted. What is finished is kept: run the same command again (a merge with --resume).",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

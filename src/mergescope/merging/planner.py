@@ -25,6 +25,7 @@ from mergescope.merging.vocabulary import (
     tokenizer_directory,
     vocabulary_problems,
 )
+from mergescope.weights.kinds import is_derived
 from mergescope.weights.point import TensorSpec
 
 VOCABULARY_FILES = (
@@ -134,8 +135,11 @@ class Planner:
         first = base or taking[0]
         # All of the first's tensors, and heads that it ties to its embedding but others do not.
         names = self._names(first, module)
+        self._leave_out_derived(names, first, taking)
         for model in taking:
             for key in self._names(model, module):
+                if key not in names and is_derived(key, self.models[model].spec[key].shape):
+                    continue
                 if key not in names and self._key_in(first, key) is not None:
                     names[key] = None
                 elif key not in names:
@@ -148,6 +152,17 @@ class Planner:
         for name in names:
             keys = [name] * len(part.sources)
             yield from self._job(module, part, name, keys, name, depth_of(name, counts))
+
+    def _leave_out_derived(self, names: dict[str, None], first: str, taking: list[str]) -> None:
+        # Position numbers and the like follow from the configuration: some versions of transformers
+        # store them, others don't. What not all models have is left out.
+        for key in list(names):
+            lacking = [model for model in taking if self._key_in(model, key) is None]
+            if lacking and is_derived(key, self.models[first].spec[key].shape):
+                del names[key]
+                self.notes.append(
+                    f"{key} follows from the configuration and is left out: {', '.join(lacking)} lacks it"
+                )
 
     def _names(self, model: str, module: Module) -> dict[str, None]:
         # A head that the configuration ties is not read by transformers, even if it is stored.
