@@ -16,7 +16,7 @@ from mergescope.reports import build_report, curves, figures, summary_table, ver
 from mergescope.reports.cost import costs, learning_rates
 from mergescope.reports.results import Results
 from mergescope.reports.style import new_figure, render, settle, styled
-from mergescope.reports.tables import accuracy_grid, barrier_grid, equation_grid, null_grid, number
+from mergescope.reports.tables import accuracy_grid, barrier_grid, equation_grid, null_grid, number, pair_grid
 from mergescope.reports.verdicts import headline_of_regimes
 from mergescope.studies.rundir import RESULTS, SAMPLES, read_table, write_rows, write_table
 
@@ -415,3 +415,19 @@ def test_the_cost_of_measuring_apart_is_counted_from_the_rows():
     assert cost.apart == 4 * (4 * 4 + 4 + 3) + 2 * 2 * (3 + 5 + 2)
     assert (cost.seconds, cost.passes, cost.search_seconds, cost.search_passes) == (4.0, 16, 1.5, 30)
     assert costs(Results(make_rows()), {})[0].apart is None
+
+
+def test_every_pair_and_layer_shows_its_interval_and_baseline():
+    rows = make_rows(tasks=("a", "b", "c"), layers=("first", "second"), trivial=("first",))
+    grid = pair_grid(Results(rows), ("net", "mild"))
+    assert grid.columns == ("pair", "first (trivial)", "second")
+    assert [pair for pair, _ in grid.rows] == ["a + b", "a + c", "b + c"]
+    chosen = {"kind": "ctl", "points": "b + c", "layer": "second", "parameter": 0.5}
+    cos, base = (
+        next(r for r in rows if r.measure == name and all(getattr(r, k) == v for k, v in chosen.items()))
+        for name in ("cos", "baseline")
+    )
+    cell = grid.rows[2][1][1]
+    assert cell.text == number(cos.mean, 4)
+    assert number(cos.low, 4) in cell.note and number(cos.high, 4) in cell.note
+    assert cell.note.endswith(f"; {number(base.mean, 2)}")

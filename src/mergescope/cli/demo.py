@@ -14,11 +14,9 @@ from mergescope.errors import StudyError
 def demo(
     out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/digits-PRESET).")] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="About 20 seconds: small networks, little training.")
+        bool, typer.Option("--quick", help="Under a minute: small networks, little training.")
     ] = False,
-    full: Annotated[
-        bool, typer.Option("--full", help="About 15 minutes: long training, all test digits.")
-    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Long training, all test digits.")] = False,
     data: Annotated[
         str, typer.Option(help="'embedded', a hub id (ylecun/mnist) or a directory with full MNIST.")
     ] = "embedded",

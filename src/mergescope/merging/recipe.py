@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mergescope.errors import RecipeError
-from mergescope.merging.methods import METHODS, Method
+from mergescope.merging.methods import Method
 from mergescope.merging.settings import Setting
 
 DTYPES = {
@@ -188,12 +188,3 @@ def _plain(value: Any) -> Any:
     if type(value).__module__ == "torch":
         return str(value)
     return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def known_methods() -> list[str]:
-    """The names of all merge methods.
-
-    Returns:
-        Names, in the order of their registration.
-    """
-    return list(METHODS)

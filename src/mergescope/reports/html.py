@@ -16,7 +16,7 @@ from mergescope.reports import curves, figures
 from mergescope.reports.cost import costs, learning_rates, recipes
 from mergescope.reports.results import ALL_TASKS, Results
 from mergescope.reports.style import render
-from mergescope.reports.tables import accuracy_grid, barrier_grid, equation_grid, null_grid, number
+from mergescope.reports.tables import accuracy_grid, barrier_grid, equation_grid, null_grid, number, pair_grid
 from mergescope.reports.verdicts import (
     RULE,
     headline_of_regimes,
@@ -253,6 +253,7 @@ def _page(run: Run, vectors: Mapping[str, str]) -> str:
         "figure": {name: Markup(svg) for name, svg in vectors.items()},
         "clipped": figures.clipped_share(results, run.coefficients),
         "barriers": _barrier_names(results),
+        "pair_grids": [pair_grid(results, family) for family in results.families],
         "barrier_grid": barrier_grid(results),
         "equation_grids": [equation_grid(results, family) for family in results.families],
         "null_grids": [null_grid(results, family) for family in results.families],

@@ -222,6 +222,39 @@ def equation_grid(results: Results, family: Family) -> Grid:
     return Grid(_title(family), columns, tuple(body))
 
 
+def pair_grid(results: Results, family: Family) -> Grid:
+    """Cosine of every pair at every layer with its 95 % bootstrap interval over samples, and the baseline.
+
+    Args:
+        results: of a run.
+        family: network and regime.
+
+    Returns:
+        The table: one row a pair, one column a layer.
+    """
+    trivial = results.trivial(family[0])
+    layers = results.layers(family[0])
+    body = []
+    for pair in results.pairs:
+        cells = []
+        for layer in layers:
+            cos, baseline = (
+                next(
+                    iter(results.select(family, "ctl", name, at=results.alpha, points=pair, layer=layer)),
+                    None,
+                )
+                for name in ("cos", "baseline")
+            )
+            if cos is None or baseline is None:
+                cells.append(Cell(NONE))
+                continue
+            note = f"{interval(cos.low, cos.high, 4)}; {number(baseline.mean, 2)}"
+            cells.append(Cell(number(cos.mean, 4), note))
+        body.append((pair, tuple(cells)))
+    columns = [f"{layer} (trivial)" if layer in trivial else layer for layer in layers]
+    return Grid(_title(family), ("pair", *columns), tuple(body))
+
+
 def barrier_grid(results: Results) -> Grid:
     """Loss and error barriers of every pair.
 

@@ -57,7 +57,11 @@ STUDIES = (
             "four pairs of classes), all six pairs; Eq. 1 to 3; average, task arithmetic and ensemble."
         ),
         source="CTL 4.1 to 4.3, Figs 2 and 3 (Rotated MNIST); MC-SGD",
-        presets={"quick": "about 20 s", "default": "under 2 min", "full": "about 15 min"},
+        presets={
+            "quick": "under a minute",
+            "default": "under 2 minutes",
+            "full": "long training, all test digits",
+        },
         runner="mergescope.studies.digits:run_preset",
     ),
 )
