@@ -59,7 +59,7 @@ def model_card(plan: Plan, digests: Mapping[str, str]) -> str:
         "",
         "## Parents",
         "",
-        "| model | commit | content digest | licence |",
+        "| model | commit | digest (XXH3-128 of the tensors) | licence |",
         "|---|---|---|---|",
     ]
     for name, model in plan.models.items():

@@ -12,6 +12,7 @@ import torch
 import xxhash
 
 from mergescope.errors import CheckpointError, MergescopeError
+from mergescope.merging.parents import Parents
 from mergescope.merging.partial import PartialMerge
 from mergescope.merging.plan import Job, Plan
 from mergescope.merging.shards import Shards, raw_bytes
@@ -24,13 +25,20 @@ FAITHFUL = frozenset({"linear", "task_arithmetic", "passthrough"})
 
 
 def write_tensors(
-    plan: Plan, partial: PartialMerge, *, threads: int, max_shard_bytes: int, progress: bool = True
+    plan: Plan,
+    partial: PartialMerge,
+    parents: Parents | None = None,
+    *,
+    threads: int,
+    max_shard_bytes: int,
+    progress: bool = True,
 ) -> list[str]:
     """Merge every tensor of a plan into the partial directory's files.
 
     Args:
         plan: the plan.
         partial: where to.
+        parents: gathers digests of what is read.
         threads: how many tensors at once.
         max_shard_bytes: largest file.
         progress: show a bar on a terminal.
@@ -56,7 +64,7 @@ def write_tensors(
     complete = False
     try:
         done = partial.begin(shards.digest, set(shards.slots))
-        todo = [job for job in plan.jobs if job.name not in done]
+        todo = [parents.watched(job) if parents else job for job in plan.jobs if job.name not in done]
         # The largest first: a big embedding at the end would leave one thread working alone.
         todo.sort(key=lambda job: -job.spec.nbytes)
         # One thread a tensor, however many tensors: sums must not depend on how they are split.

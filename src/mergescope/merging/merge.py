@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import nn
 from mergescope.errors import CheckpointError, MergescopeError
 from mergescope.merging.card import model_card
 from mergescope.merging.execute import MAX_SHARD_BYTES, write_tensors
+from mergescope.merging.parents import Parents
 from mergescope.merging.partial import PartialMerge, recover
 from mergescope.merging.plan import Plan, make_plan
 from mergescope.merging.recipe import Recipe, read_recipe
@@ -55,7 +55,7 @@ def merge(
         max_shard_size: bytes, or text such as ``"5GB"``.
         overwrite: replace an existing directory.
         resume: go on from what an interrupted merge of the same recipe left.
-        digests: put content digests of the parents into the model card (reads them once more).
+        digests: put content digests of the parents into the model card.
         calibration: batches on which BatchNorm statistics of the result are re-estimated.
         network: the network that is run for it, if ``config.json`` does not name it; not changed.
         progress: show a bar on a terminal.
@@ -133,11 +133,12 @@ def run_plan(
     try:
         partial = PartialMerge(target, f"{plan.digest} {limit}", resume)
         _require_room(plan, partial)
-        write_tensors(plan, partial, threads=threads, max_shard_bytes=limit, progress=progress)
+        parents = Parents() if digests else None
+        write_tensors(plan, partial, parents, threads=threads, max_shard_bytes=limit, progress=progress)
         _write_side_files(plan, partial.folder)
         if calibration is not None and plan.statistics:
             _reestimate(partial.folder, calibration, network)
-        found = parent_digests(plan, threads) if digests else {}
+        found = parents.digests(plan, threads) if parents else {}
         (partial.folder / "README.md").write_text(model_card(plan, found), encoding="utf-8")
         (partial.folder / RECIPE_FILE).write_text(_recipe_text(plan), encoding="utf-8")
         partial.publish()
@@ -236,35 +237,6 @@ def _recipe_text(plan: Plan) -> str:
     text = plan.recipe.text.rstrip() + "\n"
     hint = f"# Merged with --seed {plan.seed}\n"
     return text if not plan.recipe.method.random or text.startswith(hint) else hint + text
-
-
-def parent_digests(plan: Plan, threads: int) -> dict[str, str]:
-    """Content digests of the parents' files.
-
-    Args:
-        plan: the plan.
-        threads: files read at once.
-
-    Returns:
-        Model reference to digest: XXH3-128 over the files' digests in order of their names.
-    """
-    import xxhash
-
-    def one(path: Path) -> bytes:
-        state = xxhash.xxh3_128()
-        with path.open("rb", buffering=0) as stream:
-            buffer = bytearray(1 << 20)
-            while count := stream.readinto(buffer):
-                state.update(memoryview(buffer)[:count])
-        return state.digest()
-
-    out = {}
-    with ThreadPoolExecutor(threads) as pool:
-        for name, model in plan.models.items():
-            files = sorted(getattr(model, "files", ()))
-            if files:
-                out[name] = "xxh3:" + xxhash.xxh3_128(b"".join(pool.map(one, files))).hexdigest()
-    return out
 
 
 def _reestimate(folder: Path, calibration: Iterable[Any], network: nn.Module | None) -> None:

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-CHUNK = 1 << 19
+CHUNK = 1 << 18
 """Elements of one chunk of one model, at most, unless a single row is longer."""
 
 SAMPLE = 1 << 16

@@ -15,7 +15,7 @@ from mergescope.errors import CheckpointError, did_you_mean
 from mergescope.weights.files import locate
 from mergescope.weights.pickles import PickleStore
 from mergescope.weights.point import Number, Point, TensorSource, TensorSpec
-from mergescope.weights.stores import FileStore, MemoryStore, Store, content_digest
+from mergescope.weights.stores import FileStore, MemoryStore, Store, bytes_digest, content_digest
 
 
 class Checkpoint:
@@ -186,9 +186,11 @@ class Checkpoint:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) over names, dtypes, shapes and bytes, whatever the sharding. Reads all."""
+        """XXH3-128 (hex) over names, dtypes, shapes and bytes, whatever the sharding. Reads all."""
         if self._digest is None:
-            self._digest = content_digest((key, self.tensor(key)) for key in sorted(self.keys()))
+            self._digest = content_digest({
+                key: (spec, bytes_digest(self.tensor(key))) for key, spec in self.spec.items()
+            })
         return self._digest
 
     def require_finite(self) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 
 from mergescope.errors import CheckpointError
@@ -66,7 +66,9 @@ class MemoryStore:
         self.metadata: dict[str, str] = {}
         self._tensors = {key: value.detach().cpu().clone() for key, value in tensors.items()}
         self.spec = {key: TensorSpec(tuple(t.shape), t.dtype) for key, t in self._tensors.items()}
-        self.identity = "memory:" + content_digest((key, self._tensors[key]) for key in sorted(self._tensors))
+        self.identity = "memory:" + content_digest({
+            key: (self.spec[key], bytes_digest(tensor)) for key, tensor in self._tensors.items()
+        })
 
     def tensor(self, key: str) -> torch.Tensor:
         """Read one tensor.
@@ -256,18 +258,30 @@ def check_index(name: str, index: Mapping[str, Path], where: Mapping[str, Path])
         )
 
 
-def content_digest(items: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of tensors.
+def content_digest(tensors: Mapping[str, tuple[TensorSpec, str]]) -> str:
+    """Digest of a checkpoint from those of its tensors, whatever the sharding.
 
     Args:
-        items: names and tensors, in a fixed order.
+        tensors: name to spec and digest of the bytes (see [`bytes_digest`][]).
 
     Returns:
-        The digest (hex).
+        XXH3-128 (hex) over names, dtypes, shapes and digests, by name.
     """
-    whole = hashlib.sha256()
-    for key, tensor in items:
-        whole.update(f"{key} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        whole.update(hashlib.sha256(flat.numpy().data).digest())
+    whole = xxhash.xxh3_128()
+    for key in sorted(tensors):
+        spec, digest = tensors[key]
+        whole.update(f"{key} {spec.dtype} {spec.shape} {digest} ".encode())
     return whole.hexdigest()
+
+
+def bytes_digest(tensor: torch.Tensor) -> str:
+    """Digest of a tensor's bytes.
+
+    Args:
+        tensor: any.
+
+    Returns:
+        XXH3-128 (hex).
+    """
+    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return xxhash.xxh3_128(flat.numpy().data).hexdigest()
