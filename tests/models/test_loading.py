@@ -101,7 +101,9 @@ def test_a_merge_is_traced_saved_and_loaded_by_transformers(saved, tmp_path, kin
     traced = ms.trace([a, b, middle], [batch], model, readings=[ms.InnerProducts()])
     assert len(traced.layers) == 3 and traced.layers[-1] == "output"
     assert all(layer.endswith((".0", ".1")) for layer in traced.layers[:-1])
-    expected = run(loaded.eval(), batch).double().flatten(1)
+    expected = run(loaded.eval(), batch).double()
+    if expected.ndim == 3:  # maps of tokens: the last one's for a decoder, else their mean
+        expected = expected[:, -1] if "llama" in kind else expected.mean(1)
     gram = traced.reading(ms.InnerProducts).gram("output", [middle])[:, 0, 0]
     torch.testing.assert_close(torch.from_numpy(gram), (expected**2).sum(1), rtol=1e-5, atol=1e-9)
     assert torch.equal(run(model, batch), run(type(make()).from_pretrained(saved / kind / "a").eval(), batch))

@@ -2,13 +2,14 @@
 
 from mergescope.models.batchnorm import has_running_statistics, reestimate_batchnorm
 from mergescope.models.layers import OUTPUT, find_layers
-from mergescope.models.loading import key_map, load_model, load_weights
+from mergescope.models.loading import empty_model, key_map, load_model, load_weights
 from mergescope.models.nets import MLP, ViT, net_config
 
 __all__ = [
     "MLP",
     "OUTPUT",
     "ViT",
+    "empty_model",
     "find_layers",
     "has_running_statistics",
     "key_map",

@@ -37,12 +37,7 @@ def load_model(source: str | os.PathLike[str] | Checkpoint, *, trust_remote_code
         MismatchError: keys or shapes don't fit the architecture; all are named.
     """  # noqa: DOC502 (raised by what this calls)
     checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
-    config = checkpoint.config
-    if config is None or "model_type" not in config:
-        raise CheckpointError(
-            f"{checkpoint.name} has no config.json with a model_type, so its architecture is unknown. "
-            "Give its directory, or build the network yourself and pass it as model=."
-        )
+    config = _config_of(checkpoint)
     if config["model_type"] in NETS:
         net = net_from_config(config)
         load_weights(net, checkpoint)
@@ -56,6 +51,49 @@ def load_model(source: str | os.PathLike[str] | Checkpoint, *, trust_remote_code
         model.resize_token_embeddings(size, mean_resizing=False)
     load_weights(model, checkpoint)
     return model.eval()
+
+
+def empty_model(source: str | os.PathLike[str] | Checkpoint, *, trust_remote_code: bool = False) -> nn.Module:
+    """The network of a checkpoint without memory for its parameters, for the streamed executor.
+
+    Args:
+        source: as for [`load_model`][].
+        trust_remote_code: let transformers run code that comes with the model.
+
+    Returns:
+        The network in eval mode: parameters on the meta device, other tensors (position tables
+        that follow from the configuration) as they should be.
+
+    Raises:
+        CheckpointError: there is no usable ``config.json``.
+    """  # noqa: DOC502 (raised by what this calls)
+    from accelerate import init_empty_weights
+
+    checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
+    config = _config_of(checkpoint)
+    with init_empty_weights(include_buffers=False):
+        if config["model_type"] in NETS:
+            return net_from_config(config).eval()
+        import transformers
+
+        settings: Any = transformers.AutoConfig.from_pretrained(
+            str(checkpoint.directory), local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        named = getattr(transformers, (config.get("architectures") or [""])[0], None)
+        model: Any = named(settings) if named else transformers.AutoModel.from_config(settings)
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()
+    return model.eval()
+
+
+def _config_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    config = checkpoint.config
+    if config is None or "model_type" not in config:
+        raise CheckpointError(
+            f"{checkpoint.name} has no config.json with a model_type, so its architecture is unknown. "
+            "Give its directory, or build the network yourself and pass it as model=."
+        )
+    return config
 
 
 def _from_transformers(checkpoint: Checkpoint, config: dict[str, Any], trust_remote_code: bool) -> nn.Module:
@@ -130,12 +168,12 @@ def key_map(model: nn.Module, source: TensorSource | Point) -> dict[str, str]:
         if key is not None:
             mapping[name] = key
             used.add(key)
-    filled = {entries[name].data_ptr() for name in mapping if entries[name].numel()}
+    filled = {_place(entries[name]) for name in mapping if entries[name].numel()}
     spec = source.spec
     problems = [
         f"{name}: missing in the checkpoint (the network has {list(entry.shape)})"
         for name, entry in entries.items()
-        if name not in mapping and not (entry.numel() and entry.data_ptr() in filled)
+        if name not in mapping and not (entry.numel() and _place(entry) in filled)
     ]
     problems += [
         f"{key}: not in the network (the checkpoint has {spec[key]})"
@@ -154,6 +192,11 @@ def key_map(model: nn.Module, source: TensorSource | Point) -> dict[str, str]:
             "Load the network from the same base as the checkpoints.",
         )
     return mapping
+
+
+def _place(entry: torch.Tensor) -> int:
+    # Tied entries share memory; on the meta device, where there is none, they are one object.
+    return id(entry) if entry.is_meta else entry.data_ptr()
 
 
 def _saved_names(model: nn.Module) -> dict[str, str]:
@@ -196,4 +239,4 @@ def load_weights(
     point = Point.of(source)
     entries = model.state_dict(keep_vars=True)
     for name, key in mapping.items():
-        entries[name].copy_(point.tensor(key))
+        point.into(key, entries[name])

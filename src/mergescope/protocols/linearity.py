@@ -9,6 +9,7 @@ from fractions import Fraction
 import numpy as np
 
 from mergescope.errors import PointError
+from mergescope.models.layers import OUTPUT
 from mergescope.readings import MEASURES, RELATIVE, InnerProducts, Summary, bootstrap, linearity_measures
 from mergescope.tracing import Trace
 from mergescope.weights import Point, exact, mean, task_vector
@@ -242,6 +243,7 @@ def linearity(
     test: LinearityTest,
     *,
     units: np.ndarray | None = None,
+    local: bool = False,
     confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
@@ -252,6 +254,9 @@ def linearity(
         traces: one trace, or one a data set to be pooled (CTL 4.1 measures on ``D_i u D_j``).
         test: the test.
         units: ``(samples,)`` over all traces: what each sample is a view of, for the bootstrap.
+        local: measure each layer on the reference's input to it (a trace with ``local=``), instead of
+            on what the layers before it gave. A layer that is linear here but not there only passes
+            on what earlier ones broke.
         confidence: of the intervals.
         resamples: of the bootstrap.
         seed: of the bootstrap.
@@ -266,20 +271,32 @@ def linearity(
     names = MEASURES + (RELATIVE if test.reference is not None else ())
     coefficients = [float(value) for _, value in test.right]
     entries = []
-    samples = 0
+    samples = sum(trace.samples for trace in traces)
     for layer in traces[0].layers:
-        gram = np.concatenate([_gram(trace, layer, test) for trace in traces])
-        samples = len(gram)
+        if local and layer == OUTPUT:
+            continue
+        gram = np.concatenate([_gram(trace, layer, test, local) for trace in traces])
+        of_rows = _units(traces, layer, units, local)
         values = linearity_measures(gram, coefficients, reference=test.reference is not None)
         stacked = np.stack([values[name] for name in names], axis=1)
-        summaries = bootstrap(stacked, units, confidence=confidence, resamples=resamples, seed=seed)
+        summaries = bootstrap(stacked, of_rows, confidence=confidence, resamples=resamples, seed=seed)
         trivial = any(layer in trace.trivial for trace in traces)
         entries.append(LayerLinearity(layer, trivial, dict(zip(names, summaries, strict=True)), values))
     return Linearity(test, tuple(entries), samples)
 
 
-def _gram(trace: Trace, layer: str, test: LinearityTest) -> np.ndarray:
+def _units(traces: Sequence[Trace], layer: str, units: np.ndarray | None, local: bool) -> np.ndarray | None:
+    # Rows may be tokens: those of one sample stand or fall together.
+    found = [trace.reading(InnerProducts, local=local).units(layer) for trace in traces]
+    if all(part is None for part in found):
+        return units
+    starts = np.cumsum([0, *(trace.samples for trace in traces)])
+    rows = np.concatenate([part + start for part, start in zip(found, starts[:-1], strict=True)])
+    return rows if units is None else np.asarray(units)[rows]
+
+
+def _gram(trace: Trace, layer: str, test: LinearityTest, local: bool) -> np.ndarray:
     missing = [str(point) for point in test.points if point not in trace.points]
     if missing:
         raise PointError(f"The trace lacks points of {test.name}: {'; '.join(missing)}. Trace test.points.")
-    return trace.reading(InnerProducts).gram(layer, test.points)
+    return trace.reading(InnerProducts, local=local).gram(layer, test.points)

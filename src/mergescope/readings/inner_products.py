@@ -24,6 +24,7 @@ class InnerProducts:
     Args:
         groups: sets of points that occur together in a test; only inner products inside a group
             are stored. By default all points form one group.
+        local: of the features that layers give when each is fed the reference's input to it.
 
     Example:
         >>> reading = InnerProducts()
@@ -38,7 +39,8 @@ class InnerProducts:
     needs_features = True
     needs_labels = False
 
-    def __init__(self, groups: Iterable[Iterable[Hashable]] | None = None) -> None:
+    def __init__(self, groups: Iterable[Iterable[Hashable]] | None = None, *, local: bool = False) -> None:
+        self.local = local
         self._groups = None if groups is None else [list(group) for group in groups]
         self.points: list[Hashable] = []
         self.layers: list[str] = []
@@ -67,6 +69,7 @@ class InnerProducts:
         self._rows = torch.tensor([i for i, _ in self._pairs])
         self._cols = torch.tensor([j for _, j in self._pairs])
         self._parts: dict[str, list[np.ndarray]] = {layer: [] for layer in self.layers}
+        self._units: dict[str, list[np.ndarray]] = {}
 
     def update(self, batch: Batch) -> None:
         """Add the inner products of a batch.
@@ -74,8 +77,9 @@ class InnerProducts:
         Args:
             batch: features of all points.
         """
-        for layer in self.layers:
-            features = batch.features[layer]
+        for layer, features in (batch.local if self.local else batch.features).items():
+            if layer in batch.units:
+                self._units.setdefault(layer, []).append(batch.units[layer])
             samples, dim = features[0].shape
             step = max(1, CHUNK_BYTES // (8 * dim * len(features)))
             for begin in range(0, samples, step):
@@ -94,10 +98,25 @@ class InnerProducts:
             MergescopeError: its points, layers or groups differ.
         """
         require_same_start(self, other)
-        if self._pairs != other._pairs:
+        if self._pairs != other._pairs or self.local != other.local:
             raise MergescopeError("Only InnerProducts of the same groups can be merged.")
         for layer in self.layers:
             self._parts[layer] += other._parts[layer]
+            if layer in other._units:
+                mine = self._units.setdefault(layer, [])
+                after = max((int(part.max()) + 1 for part in mine if len(part)), default=0)
+                mine += [part + after for part in other._units[layer]]
+
+    def units(self, layer: str) -> np.ndarray | None:
+        """The sample that each row of a layer belongs to.
+
+        Args:
+            layer: one of ``layers``.
+
+        Returns:
+            ``(rows,)``, or None if every sample gives one row.
+        """
+        return np.concatenate(self._units[layer]) if layer in self._units else None
 
     def gram(self, layer: str, points: Sequence[Hashable]) -> np.ndarray:
         """The Gram matrices of some points.

@@ -76,6 +76,8 @@ class Outputs:
         Raises:
             DataError: labels are missing or outside the classes, or outputs are no logits.
         """
+        if not batch.outputs:
+            return
         labels = batch.labels
         if labels is None:
             raise DataError("Accuracy and loss need labels: yield (inputs, labels), or leave Outputs() out.")

@@ -7,9 +7,10 @@ Readings know tensors and positions only, no checkpoints and no networks.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from mergescope.errors import MergescopeError
@@ -20,14 +21,21 @@ class Batch:
     """What all points made of one batch.
 
     Attributes:
-        features: layer to one tensor a point, each ``(batch, dim)``, on the model's device.
-        outputs: one tensor a point, the network's output ``(batch, ...)``.
+        features: layer to one tensor a point, each ``(rows, dim)``, on the model's device. Layers may
+            come one at a time (the streamed executor), samples always in the same order.
+        outputs: one a point, logits or embeddings ``(batch, dim)`` or next-token losses; empty if
+            this part of a batch brings layers only.
         labels: ``(batch,)`` class indices, or None.
+        local: like ``features``, but each layer was fed the reference's input to it.
+        units: layer to ``(rows,)``, the sample that each row belongs to, counted over the pass;
+            layers with one row a sample are absent.
     """
 
     features: Mapping[str, Sequence[torch.Tensor]]
-    outputs: Sequence[torch.Tensor]
+    outputs: Sequence[Any]
     labels: torch.Tensor | None
+    local: Mapping[str, Sequence[torch.Tensor]] = field(default_factory=dict)
+    units: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Reading(Protocol):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,16 +17,32 @@ from mergescope.models.layers import OUTPUT, feature_of
 LINEAR_IN_WEIGHTS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
 
 
+def flat(layer: str, value: torch.Tensor) -> torch.Tensor:
+    """A feature as one vector a sample, however many dimensions it has.
+
+    Args:
+        layer: not used.
+        value: ``(batch, ...)``.
+
+    Returns:
+        ``(batch, dim)``.
+    """
+    return value.flatten(1)
+
+
 @contextmanager
-def capture(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """Record what layers return, flattened to one vector a sample.
+def capture(
+    model: nn.Module, layers: Sequence[str], reduce: Callable[[str, torch.Tensor], torch.Tensor] = flat
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Record what layers return, as one vector a sample.
 
     Args:
         model: the network.
         layers: module names.
+        reduce: layer name and output to ``(rows, dim)``.
 
     Yields:
-        A dictionary that each forward fills anew: layer to ``(batch, dim)``.
+        A dictionary that each forward fills anew: layer to ``(rows, dim)``.
 
     Raises:
         LayerError: a layer ran more than once in a forward (its feature would be ambiguous).
@@ -39,8 +56,11 @@ def capture(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, torch
                     f"The layer {name!r} runs more than once in a forward pass, so it has no single feature. "
                     "Choose layers that run once."
                 )
+            value = feature_of(output, name).detach()
+            rows = reduce(name, value)
             # A copy: later layers may work in place (ReLU, residual sums) on what this one returned.
-            caught[name] = feature_of(output, name).detach().flatten(1).clone()
+            shared = rows.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
+            caught[name] = rows.clone() if shared else rows
 
         return record
 
@@ -53,8 +73,71 @@ def capture(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, torch
             handle.remove()
 
 
+@dataclass(frozen=True)
+class Call:
+    """How a layer was called.
+
+    Attributes:
+        args: positional arguments; the first is usually the hidden state.
+        kwargs: the others: masks, position embeddings.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def repeat(self, module: nn.Module) -> Any:
+        """Call a layer so again.
+
+        Args:
+            module: the layer.
+
+        Returns:
+            What it returns. It gets copies of the positional tensors, since it may work in place.
+        """
+        copies = (value.clone() if isinstance(value, torch.Tensor) else value for value in self.args)
+        return module(*copies, **self.kwargs)
+
+
+@contextmanager
+def record_calls(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Call]]:
+    """Record what layers are called with.
+
+    Args:
+        model: the network.
+        layers: module names.
+
+    Yields:
+        A dictionary that each forward fills anew: layer to its call.
+    """
+    calls: dict[str, Call] = {}
+
+    def hook(name: str) -> Any:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            kept = (value.detach().clone() if isinstance(value, torch.Tensor) else value for value in args)
+            calls[name] = Call(tuple(kept), dict(kwargs))
+
+        return record
+
+    modules = dict(model.named_modules())
+    handles = [
+        modules[name].register_forward_pre_hook(hook(name), with_kwargs=True)
+        for name in layers
+        if name != OUTPUT
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @torch.no_grad()
-def trivially_linear(model: nn.Module, inputs: Any, layers: Sequence[str]) -> set[str]:
+def trivially_linear(
+    model: nn.Module,
+    inputs: Any,
+    layers: Sequence[str],
+    call: Callable[[nn.Module, Any], Any] = call_model,
+) -> set[str]:
     """Layers whose output is exactly linear in the weights, whatever the models (equations.md 2).
 
     Those are linear, convolution and embedding modules that are fed the network's input itself:
@@ -64,6 +147,7 @@ def trivially_linear(model: nn.Module, inputs: Any, layers: Sequence[str]) -> se
         model: the network.
         inputs: the inputs of one batch.
         layers: module names.
+        call: runs the model on inputs.
 
     Returns:
         The trivial ones among them.
@@ -88,7 +172,7 @@ def trivially_linear(model: nn.Module, inputs: Any, layers: Sequence[str]) -> se
     modules = dict(model.named_modules())
     handles = [modules[name].register_forward_pre_hook(hook(name)) for name in layers if name != OUTPUT]
     try:
-        call_model(model, inputs)
+        call(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

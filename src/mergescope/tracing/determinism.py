@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from mergescope.errors import DataError
-from mergescope.models.calling import call_model, split_batch, to_device
-from mergescope.models.layers import OUTPUT, feature_of
+from mergescope.models.calling import split_batch, to_device
+from mergescope.models.features import Features
 
 CHECKED_BATCHES = 2
 """How many leading batches are compared between two passes."""
@@ -87,19 +87,22 @@ def _equal(one: Any, two: Any) -> bool:
 
 
 @torch.no_grad()
-def require_deterministic_model(model: nn.Module, batch: Any, device: torch.device) -> None:
+def require_deterministic_model(
+    model: nn.Module, batch: Any, device: torch.device, features: Features
+) -> None:
     """Refuse a network whose output differs between two calls on one batch.
 
     Args:
         model: the network, in eval mode.
         batch: any batch.
         device: where the network is.
+        features: how it is called.
 
     Raises:
         DataError: the two outputs differ.
     """
     inputs = to_device(split_batch(batch)[0], device)
-    one, two = (feature_of(call_model(model, inputs), OUTPUT) for _ in range(2))
+    one, two = (features.output_rows(features.call(model, inputs), inputs) for _ in range(2))
     if not torch.equal(torch.nan_to_num(one), torch.nan_to_num(two)):
         raise DataError(
             f"{type(model).__name__} gives different outputs for the same batch in eval mode: it draws "

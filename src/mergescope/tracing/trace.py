@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from mergescope.errors import CheckpointError, DataError, MergescopeError, PointError
+from mergescope.errors import DataError, MergescopeError, PointError, did_you_mean
 from mergescope.models.batchnorm import has_running_statistics, reestimate_batchnorm
-from mergescope.models.calling import batch_size, call_model, split_batch, to_device
-from mergescope.models.layers import OUTPUT, feature_of, find_layers
+from mergescope.models.calling import split_batch, to_device
+from mergescope.models.features import Features
+from mergescope.models.layers import find_layers
 from mergescope.models.loading import key_map, load_weights
-from mergescope.progress import progress_bar
-from mergescope.readings import Batch, InnerProducts, Outputs, Reading
-from mergescope.tracing.capture import capture, trivially_linear
+from mergescope.readings import FeatureMeans, InnerProducts, NextTokenLoss, Outputs, Reading
+from mergescope.tracing.capture import trivially_linear
 from mergescope.tracing.determinism import (
     require_deterministic_data,
     require_deterministic_model,
     require_repeatable,
 )
+from mergescope.tracing.passes import Pass
+from mergescope.tracing.resident import run_resident
+from mergescope.tracing.streamed import run_streamed
 from mergescope.weights import Checkpoint, Point
 from mergescope.weights.point import TensorSource
 
@@ -41,6 +44,10 @@ class Trace:
         readings: the filled readings.
         samples: how many samples were seen.
         forward_passes: forward passes of a batch.
+        local_passes: further passes through the layers alone, for local linearity.
+        features: the convention: kind of model and choice of feature.
+        executor: ``"resident"``, ``"batched"`` or ``"streamed"``.
+        dtype: what the network computed in.
         seconds: wall time.
         peak_bytes: the process' peak resident memory at the end.
     """
@@ -51,14 +58,19 @@ class Trace:
     readings: tuple[Reading, ...]
     samples: int = 0
     forward_passes: int = 0
+    local_passes: int = 0
+    features: Features = Features()
+    executor: str = "resident"
+    dtype: torch.dtype = torch.float32
     seconds: float = 0.0
     peak_bytes: int = 0
 
-    def reading(self, kind: type[R]) -> R:
+    def reading(self, kind: type[R], **having: Any) -> R:
         """The reading of a kind.
 
         Args:
             kind: its class, for example ``InnerProducts``.
+            **having: attributes it must have, for example ``local=True``.
 
         Returns:
             The reading.
@@ -67,7 +79,7 @@ class Trace:
             MergescopeError: the trace was made without it.
         """
         for reading in self.readings:
-            if isinstance(reading, kind):
+            if isinstance(reading, kind) and all(getattr(reading, k) == v for k, v in having.items()):
                 return reading
         have = ", ".join(type(reading).__name__ for reading in self.readings)
         raise MergescopeError(
@@ -82,6 +94,11 @@ def trace(
     *,
     layers: str | Sequence[str] = "blocks",
     readings: Sequence[Reading] | None = None,
+    features: str = "auto",
+    local: Point | TensorSource | None = None,
+    centre: Point | TensorSource | None = None,
+    executor: str = "resident",
+    device: torch.device | str = "cpu",
     calibration: Iterable[Any] | None = None,
     check: bool = True,
     progress: bool = True,
@@ -89,9 +106,9 @@ def trace(
     """Pass a data set through all points at once and reduce what they compute.
 
     For each batch every distinct point runs once: K end points and P combinations cost K + P
-    forward passes a batch, where measuring pair by pair costs 3 P. Weights are swapped in place;
-    nothing larger than one batch's features is kept. This is the resident executor: the model
-    and one point's weights are in memory, checkpoints stay on disk.
+    forward passes a batch, where measuring pair by pair costs 3 P. Nothing larger than one batch's
+    features is kept. The *resident* executor swaps weights in place: the network is in memory,
+    checkpoints stay on disk.
 
     Args:
         points: models (coefficients sum to 1); equal ones are run once.
@@ -101,7 +118,17 @@ def trace(
         layers: ``"blocks"``, suffix patterns, or ``"output"``
             (see [`find_layers`][mergescope.models.find_layers]).
         readings: what to compute; by default [`InnerProducts`][mergescope.InnerProducts] of all
-            points, and [`Outputs`][mergescope.Outputs] if the first batch has labels.
+            points, and [`Outputs`][mergescope.Outputs] if the first batch has labels
+            ([`NextTokenLoss`][mergescope.NextTokenLoss] for causal language models).
+        features: what counts as a sample's feature: ``auto``, ``all``, ``mean``, ``last``, ``cls``
+            or ``each`` (see [`Features`][mergescope.models.features.Features]).
+        local: a point, usually the pretrained model. Every layer of every other point is run once
+            more on this point's input to it, for ``InnerProducts(local=True)``.
+        centre: a point whose mean feature is subtracted from all features, at the price of another
+            pass through it. Tests stay tests, since their coefficients sum to 1.
+        executor: ``"resident"``, or ``"streamed"``: block by block, for models larger than memory;
+            the model may be an [`empty_model`][mergescope.empty_model].
+        device: where an empty model's parameters go; any other model computes where it is.
         calibration: if given, BatchNorm running statistics of every point that combines several
             checkpoints are re-estimated on these batches; otherwise they are combined like weights.
         check: refuse data or networks that are not deterministic, and NaN weights.
@@ -116,6 +143,7 @@ def trace(
         DataError: the data are empty, shuffled or malformed.
         CheckpointError: weights are NaN or infinite.
         MismatchError: the points don't fit the network.
+        MergescopeError: there is no such executor, or it can't do what is asked.
 
     Example:
         >>> import mergescope as ms
@@ -137,8 +165,24 @@ def trace(
                 f"{point!r} is no model: its coefficients sum to {float(point.total):g}, not 1. "
                 "Add a direction to a base before tracing it."
             )
+    run = _executor(executor)
+    reference, middle = (None if it is None else Point.of(it) for it in (local, centre))
+    if reference is not None and reference not in distinct:
+        raise PointError(f"local= must be one of the traced points, got {reference!r}.")
     chosen = find_layers(model, layers)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    convention = Features.of(model, features)
+    empty = any(entry.is_meta for entry in model.parameters())
+    if empty and executor != "streamed":
+        raise MergescopeError(
+            f"An empty model has no memory for the {executor} executor. Use streamed, or load_model()."
+        )
+    if calibration is not None and executor == "streamed":
+        raise MergescopeError(
+            "BatchNorm statistics can't be re-estimated block by block. Use the resident executor."
+        )
+    place = torch.device(device)
+    if not empty:
+        place = next((entry.device for entry in model.parameters()), torch.device("cpu"))
     require_repeatable(data, "data")
     if calibration is not None:
         require_repeatable(calibration, "calibration data")
@@ -151,32 +195,71 @@ def trace(
         )
     inputs, labels = split_batch(first)
     if readings is None:
-        readings = [InnerProducts()] if labels is None else [InnerProducts(), Outputs()]
+        said: list[Reading] = [NextTokenLoss()] if convention.kind == "decoder" else [Outputs()]
+        readings = [InnerProducts(), *([] if labels is None else said)]
+        if reference is not None:
+            readings.append(InnerProducts(local=True))
     if check:
         for source in {s.identity: s for point in distinct for s in point.checkpoints}.values():
             if isinstance(source, Checkpoint):
                 source.require_finite()
 
     mappings = [key_map(model, point) for point in distinct]
-    own_weights = {name: value.clone() for name, value in model.state_dict().items()}
+    own_weights = {} if empty else {name: value.clone() for name, value in model.state_dict().items()}
     was_training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        trivial = trivially_linear(model, to_device(inputs, device), chosen)
-        if check:
-            require_deterministic_model(model, first, device)
-        result = Trace(distinct, tuple(chosen), frozenset(trivial), tuple(readings))
+        trivial: set[str] = set()
+        if not empty:
+            trivial = trivially_linear(model, to_device(inputs, place), chosen, convention.call)
+            if check:
+                require_deterministic_model(model, first, place, convention)
+        result = Trace(
+            distinct, tuple(chosen), frozenset(trivial), tuple(readings), features=convention, executor=executor,
+            dtype=next((entry.dtype for entry in model.parameters()), torch.float32),
+        )  # fmt: skip
         for reading in readings:
             reading.start(distinct, chosen)
         statistics = _calibrate(model, distinct, mappings, calibration)
-        _run(result, data, model, device, mappings, statistics, progress)
+        job = Pass(
+            distinct, data, model, chosen, readings, convention, mappings, statistics, place=place, progress=progress,
+            local=None if reference is None else distinct.index(reference),
+        )  # fmt: skip
+        if middle is not None:
+            job.centre = _means(run, job, middle)
+        run(job)
+        result.samples, result.local_passes = job.samples, job.local_passes
+        result.forward_passes = job.forward_passes
     finally:
-        model.load_state_dict(own_weights)
+        if not empty:
+            model.load_state_dict(own_weights)
         for module, mode in was_training.items():
             module.training = mode
     result.seconds = time.perf_counter() - started
     result.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return result
+
+
+Executor = Callable[[Pass], None]
+
+EXECUTORS: dict[str, Executor] = {"resident": run_resident, "streamed": run_streamed}
+
+
+def _executor(name: str) -> Executor:
+    if name not in EXECUTORS:
+        hint = did_you_mean(name, EXECUTORS)
+        raise MergescopeError(f"There is no executor {name!r}.{hint} Choose one of {', '.join(EXECUTORS)}.")
+    return EXECUTORS[name]
+
+
+def _means(run: Executor, job: Pass, centre: Point) -> dict[str, torch.Tensor]:
+    means = FeatureMeans()
+    means.start([centre], job.layers)
+    mapping = key_map(job.model, centre)
+    alone = replace(job, points=[centre], readings=[means], mappings=[mapping], statistics=[{}], local=None)
+    run(alone)
+    job.forward_passes += alone.forward_passes
+    return {layer: means.mean(centre, layer) for layer in job.layers}
 
 
 def _calibrate(
@@ -190,56 +273,3 @@ def _calibrate(
             load_weights(model, point, mappings[index])
             statistics[index] = reestimate_batchnorm(model, data)
     return statistics
-
-
-@torch.no_grad()
-def _run(
-    result: Trace,
-    data: Iterable[Any],
-    model: nn.Module,
-    device: torch.device,
-    mappings: Sequence[dict[str, str]],
-    statistics: Sequence[dict[str, torch.Tensor]],
-    progress: bool,
-) -> None:
-    needs_features = any(reading.needs_features for reading in result.readings)
-    captured = [name for name in result.layers if name != OUTPUT] if needs_features else []
-    entries = model.state_dict(keep_vars=True)
-    try:
-        length = len(data)  # type: ignore[arg-type]
-    except TypeError:  # no __len__, or a DataLoader over a data set that has none
-        length = None
-    with capture(model, captured) as caught, progress_bar("tracing", length, progress) as advance:
-        for batch in data:
-            inputs, labels = split_batch(batch)
-            inputs, labels = to_device(inputs, device), to_device(labels, device)
-            features: dict[str, list[torch.Tensor]] = {name: [] for name in result.layers}
-            outputs = []
-            for point, mapping, buffers in zip(result.points, mappings, statistics, strict=True):
-                load_weights(model, point, mapping)
-                for name, value in buffers.items():
-                    entries[name].copy_(value)
-                caught.clear()
-                output = feature_of(call_model(model, inputs), OUTPUT)
-                if needs_features:
-                    for name in captured:
-                        features[name].append(caught[name])
-                    if OUTPUT in features:
-                        features[OUTPUT].append(output.flatten(1))
-                outputs.append(output)
-                result.forward_passes += 1
-            _require_finite_outputs(result.points, outputs)
-            seen = Batch(features, outputs, labels)
-            for reading in result.readings:
-                reading.update(seen)
-            result.samples += batch_size(inputs)
-            advance(1)
-
-
-def _require_finite_outputs(points: Sequence[Point], outputs: Sequence[torch.Tensor]) -> None:
-    for point, output in zip(points, outputs, strict=True):
-        if not torch.isfinite(output).all():
-            raise CheckpointError(
-                f"The network gives NaN or infinite outputs at {point!r}. Look for exploded weights in "
-                f"{', '.join(source.name for source in point.checkpoints)}, or extrapolate less far."
-            )

@@ -336,6 +336,26 @@ class Point:
             result.add_(source.tensor(key).to(wide), alpha=float(value))
         return result.to(dtype)
 
+    def into(self, key: str, out: torch.Tensor) -> None:
+        """Materialise one tensor in place: the values of [`tensor`][mergescope.Point.tensor], no new memory.
+
+        Args:
+            key: the tensor's name.
+            out: of its shape, in any dtype and on any device.
+
+        Raises:
+            PointError: as for ``tensor``.
+        """  # noqa: DOC502 (raised by what this calls)
+        spec = self.spec.get(key)
+        plain = spec is not None and spec.dtype == out.dtype == torch.float32 and out.device.type == "cpu"
+        if not plain or not out.is_contiguous() or (len(self.terms) == 1 and self.terms[0][1] == 1):
+            out.copy_(self.tensor(key))
+            return
+        source, value = self.terms[0]
+        torch.mul(source.tensor(key), float(value), out=out)
+        for source, value in self.terms[1:]:
+            out.add_(source.tensor(key), alpha=float(value))
+
     def _discrete(self, key: str) -> torch.Tensor:
         if self.is_direction:
             return torch.zeros(self.spec[key].shape, dtype=self.spec[key].dtype)

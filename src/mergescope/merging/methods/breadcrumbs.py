@@ -79,6 +79,6 @@ def _middle(stream: Stream, density: float, gamma: float) -> Mask | None:
 
     def mask(chunk: Chunk, delta: torch.Tensor) -> torch.Tensor:
         values = delta.abs()
-        return upto.mask(chunk, values) & ~above.mask(chunk, values)
+        return upto.mask(chunk, values) - above.mask(chunk, values)
 
     return mask

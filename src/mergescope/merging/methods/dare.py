@@ -10,6 +10,9 @@ from mergescope.merging.streams import Apply, Chunk, Stream
 
 SOURCE = "Yu et al., ICML 2024"
 
+MASK_BYTES = 16 << 20
+"""Masks of one tensor and model that are kept between two passes, in bytes."""
+
 
 @method(
     "dare_linear",
@@ -59,13 +62,24 @@ def dare_ties(stream: Stream, values: Values) -> Apply:
 
 def _masks(values: Values) -> list[Mask | None]:
     return [
-        None if density == 1 else _bernoulli(density, values.seed, model)
+        None if density == 1 else _bernoulli(density, values.seed, model, twice=bool(values["rescale"]))
         for model, density in enumerate(densities(values))
     ]
 
 
-def _bernoulli(density: float, seed: int, model: int) -> Mask:
+def _bernoulli(density: float, seed: int, model: int, twice: bool) -> Mask:
+    # Drawing costs more than all else. If masks are needed twice, to find the scale and to merge, some are kept.
+    kept: dict[int, torch.Tensor] = {}
+    room = MASK_BYTES if twice else 0
+
     def mask(chunk: Chunk, delta: torch.Tensor) -> torch.Tensor:
-        return chunk.bernoulli(density, seed, model)
+        nonlocal room
+        drawn = kept.pop(chunk.start, None)
+        if drawn is None:
+            drawn = chunk.bernoulli(density, seed, model)
+            if drawn.nbytes <= room:
+                kept[chunk.start] = drawn
+                room -= drawn.nbytes
+        return drawn
 
     return mask

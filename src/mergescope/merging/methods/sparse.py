@@ -12,7 +12,7 @@ from mergescope.merging.methods.method import DENSITY, INT8_MASK, LAMBDA, WEIGHT
 from mergescope.merging.streams import Apply, Chunk, Stream
 
 Mask = Callable[[Chunk, torch.Tensor], torch.Tensor]
-"""A chunk and one model's task vector there to 1 where it is kept and 0 where it is dropped."""
+"""A chunk and one model's task vector there to 1 where it is kept and 0 where it is dropped, uint8 or float."""
 
 
 def sparse_parameters(normalized: bool, rescaled: bool) -> list[Parameter]:
@@ -86,7 +86,9 @@ def merge_sparse(stream: Stream, values: Values, masks: Sequence[Mask | None], e
         for part, model, mask, scale, weight in zip(parts, chunk.models, masks, scales, weights, strict=True):
             torch.sub(model, chunk.base, out=part)
             if mask is not None:
-                part.mul_(mask(chunk, part))  # by product: a NaN that is dropped must not vanish
+                part.mul_(
+                    mask(chunk, part).to(part.dtype)
+                )  # by product: a NaN that is dropped must not vanish
             if scale != 1:
                 part.mul_(scale)
             part.mul_(weight)
@@ -134,10 +136,8 @@ def elected_sum(parts: torch.Tensor, weights: Sequence[float], divide: bool) -> 
 def _rescaling(stream: Stream, mask: Mask) -> float:
     def norms(chunk: Chunk) -> torch.Tensor:
         delta = chunk.deltas[0]
-        return torch.stack([
-            delta.abs().sum(dtype=torch.float64),
-            (delta * mask(chunk, delta)).abs().sum(dtype=torch.float64),
-        ])
+        kept = mask(chunk, delta).to(delta.dtype)
+        return torch.stack([delta.abs_().sum(), delta.mul_(kept).sum()])
 
     before, after = stream.reduce(norms).tolist()
     return before / after if after > 0 else 1.0

@@ -1,0 +1,293 @@
+"""How a layer's output becomes one vector a sample, and a model's output what readings take.
+
+The conventions of equations.md 6. The layers of transformers return token maps; texts differ in
+length and are padded. What counts as *the* feature of a sample is a choice:
+
+| choice | feature of a sample |
+|---|---|
+| ``all`` | every token that counts, one after another; padding is zero and so adds nothing |
+| ``mean`` | mean over the tokens that count |
+| ``last`` | the last token that counts |
+| ``cls`` | the first token |
+| ``each`` | every token that counts is a sample of its own |
+
+Tokens that count are those of ``token_mask`` in a batch (to leave out a prompt), else those of
+``attention_mask``, else all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mergescope.errors import DataError, LayerError, did_you_mean
+from mergescope.models.calling import call_model
+from mergescope.models.layers import OUTPUT, feature_of
+
+TOKEN_MASK = "token_mask"  # noqa: S105 (not a password)
+"""Key of a batch: which tokens count, ``(batch, tokens)``. It is not passed to the model."""
+
+CHOICES = {
+    "auto": "what the field uses for this kind of model",
+    "all": "every token that counts, one after another",
+    "mean": "mean over the tokens that count",
+    "last": "the last token that counts",
+    "cls": "the first token",
+    "each": "every token that counts as a sample of its own",
+}
+
+DEFAULT = {"plain": "all", "image": "all", "encoder": "all", "decoder": "last", "encoder-decoder": "mean"}
+"""What ``auto`` means for each kind of model."""
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """What a causal language model says about the tokens of a batch, without the logits.
+
+    Attributes:
+        losses: ``(batch, tokens - 1)``, cross-entropy of each next token, float32.
+        predicted: the most likely next tokens.
+        wanted: the tokens that came.
+        counts: which of them count: no padding, no prompt.
+    """
+
+    losses: torch.Tensor
+    predicted: torch.Tensor
+    wanted: torch.Tensor
+    counts: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Features:
+    """The convention of one measurement.
+
+    Attributes:
+        kind: ``"plain"`` (any ``nn.Module``), ``"image"``, ``"encoder"`` (text), ``"decoder"``
+            (causal language model) or ``"encoder-decoder"``.
+        choice: one of [`CHOICES`][], not ``auto``.
+        start: token that an encoder-decoder's decoder begins with.
+
+    Example:
+        >>> features = Features("encoder", "mean")
+        >>> batch = {"attention_mask": torch.tensor([[1, 1, 0]])}
+        >>> features.rows("layer", torch.tensor([[[1.0], [3.0], [99.0]]]), batch)
+        tensor([[2.]])
+    """
+
+    kind: str = "plain"
+    choice: str = "all"
+    start: int | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, choice: str = "auto") -> Features:
+        """The convention for a model.
+
+        Args:
+            model: the network.
+            choice: one of [`CHOICES`][].
+
+        Returns:
+            The convention.
+
+        Raises:
+            LayerError: there is no such choice.
+        """
+        if choice not in CHOICES:
+            raise LayerError(
+                f"There are no features {choice!r}.{did_you_mean(choice, CHOICES)} Choose one of: "
+                f"{'; '.join(f'{name} ({meaning})' for name, meaning in CHOICES.items())}."
+            )
+        kind = kind_of_model(model)
+        config: Any = getattr(model, "config", None)
+        start = None
+        if kind == "encoder-decoder":
+            start = getattr(config, "decoder_start_token_id", None)
+            if start is None:
+                start = getattr(config, "pad_token_id", None) or 0
+        return cls(kind, DEFAULT[kind] if choice == "auto" else choice, start)
+
+    def call(self, model: nn.Module, inputs: Any) -> Any:
+        """Run the model on a batch: one forward pass, no generation.
+
+        Args:
+            model: the network.
+            inputs: a tensor or a mapping of arguments.
+
+        Returns:
+            What the model returns. An encoder-decoder gets the start token as its decoder's input,
+            so its output is that of the first generated token.
+        """
+        if not isinstance(inputs, Mapping):
+            return call_model(model, inputs)
+        arguments = {key: value for key, value in inputs.items() if key != TOKEN_MASK}
+        if self.kind == "encoder-decoder" and "decoder_input_ids" not in arguments:
+            ids = arguments["input_ids"]
+            arguments["decoder_input_ids"] = ids.new_full((len(ids), 1), self.start or 0)
+        if self.kind in ("decoder", "encoder-decoder"):
+            arguments.setdefault("use_cache", False)
+        return call_model(model, arguments)
+
+    def rows(self, layer: str, value: torch.Tensor, inputs: Any) -> torch.Tensor:
+        """One vector a sample (or, with ``each``, a token) of a layer's output.
+
+        Args:
+            layer: its name.
+            value: ``(batch, tokens, width)``, or any ``(batch, ...)``, which is flattened.
+            inputs: of the batch, for the masks.
+
+        Returns:
+            ``(rows, dim)``; may share memory with the value.
+
+        Raises:
+            LayerError: the layer's output has no tokens to choose from.
+        """
+        if value.ndim < 3:
+            return value.flatten(1)
+        if self.kind == "plain" or (self.kind == "image" and value.ndim == 4):
+            if self.choice not in ("all", "mean"):
+                raise LayerError(
+                    f"The layer {layer!r} returns {list(value.shape)}, not tokens, so features {self.choice!r} make "
+                    "no sense. Choose all or mean."
+                )
+            return value.flatten(1) if self.choice == "all" else value.flatten(2).mean(2)
+        value = value.flatten(2)
+        mask = self._mask(value, inputs)
+        if self.choice == "all":
+            return (value if mask is None else value * mask.unsqueeze(-1)).flatten(1)
+        if self.choice == "cls":
+            return value[:, 0]
+        if self.choice == "each":
+            return value.flatten(0, 1) if mask is None else value[mask.bool()]
+        if mask is None:
+            return value.mean(1) if self.choice == "mean" else value[:, -1]
+        if self.choice == "mean":
+            # A product and not a sum over a masked copy: one pass, and no inf * 0 in half precision.
+            weights = mask.to(value.dtype) / mask.sum(1, keepdim=True).clamp_min(1).to(value.dtype)
+            return torch.einsum("bt,btd->bd", weights, value)
+        return value[torch.arange(len(value), device=value.device), _last(mask)]
+
+    def units(self, value: torch.Tensor, inputs: Any) -> torch.Tensor | None:
+        """Which sample each row of [`Features.rows`][] belongs to.
+
+        Args:
+            value: a layer's output.
+            inputs: of the batch.
+
+        Returns:
+            ``(rows,)`` positions in the batch, or None where each sample gives one row.
+        """
+        if self.choice != "each" or value.ndim < 3 or self.kind == "plain":
+            return None
+        samples, tokens = value.shape[:2]
+        mask = self._mask(value, inputs)
+        index = torch.arange(samples, device=value.device).unsqueeze(1).expand(samples, tokens)
+        return index.flatten() if mask is None else index[mask.bool()]
+
+    def _mask(self, value: torch.Tensor, inputs: Any) -> torch.Tensor | None:
+        if not isinstance(inputs, Mapping):
+            return None
+        for name in (TOKEN_MASK, "attention_mask", "decoder_attention_mask"):
+            mask = inputs.get(name)
+            # A decoder's map is as long as the decoder's input, which these masks don't describe.
+            if mask is not None and mask.shape == value.shape[:2]:
+                return mask
+        return None
+
+    def output(self, result: Any, inputs: Any, labels: torch.Tensor | None) -> torch.Tensor | NextTokens:
+        """What readings of outputs take.
+
+        Args:
+            result: what the model returned.
+            inputs: of the batch.
+            labels: ``(batch,)`` classes, for language models ``(batch, tokens)`` with -100 where
+                nothing is to be predicted, or None.
+
+        Returns:
+            Logits or embedding ``(batch, dim)``; for a causal language model on text, [`NextTokens`][].
+
+        Raises:
+            DataError: the labels don't fit.
+        """  # noqa: DOC502 (raised by what this calls)
+        value = feature_of(result, OUTPUT)
+        if self.kind == "decoder" and value.ndim == 3 and hasattr(result, "logits"):
+            return self._next_tokens(value, inputs, labels)
+        return self.output_rows(result, inputs)
+
+    def output_rows(self, result: Any, inputs: Any) -> torch.Tensor:
+        """The feature of the network's own output: logits, or the embedding of a headless model.
+
+        Args:
+            result: what the model returned.
+            inputs: of the batch.
+
+        Returns:
+            ``(batch, dim)``. A token map is reduced to the last token that counts for decoders and
+            to the mean over tokens for others: a map of logits over a vocabulary is too large.
+        """
+        value = feature_of(result, OUTPUT)
+        if value.ndim < 3 or self.kind == "plain":
+            return value.flatten(1)
+        choice = self.choice if self.choice in ("mean", "last", "cls") else None
+        last = self.kind in ("decoder", "encoder-decoder")
+        return Features(self.kind, choice or ("last" if last else "mean"), self.start).rows(
+            OUTPUT, value, inputs
+        )
+
+    def _next_tokens(self, logits: torch.Tensor, inputs: Any, labels: torch.Tensor | None) -> NextTokens:
+        wanted = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
+        if labels is not None:
+            wanted = labels
+        if wanted is None or wanted.shape != logits.shape[:2]:
+            raise DataError(
+                f"A causal language model's labels are tokens of shape {list(logits.shape[:2])}, got "
+                f"{'none' if wanted is None else list(wanted.shape)}. Leave labels out to predict the text itself."
+            )
+        wanted = wanted[:, 1:]
+        counts = wanted >= 0
+        mask = self._mask(logits, inputs)
+        if mask is not None:
+            counts = counts & mask[:, 1:].bool()
+        losses, predicted = [], []
+        for row, target in zip(
+            logits[:, :-1], wanted.clamp_min(0), strict=True
+        ):  # float32 logits of one text only
+            losses.append(F.cross_entropy(row.float(), target, reduction="none"))
+            predicted.append(row.argmax(-1))
+        return NextTokens(torch.stack(losses), torch.stack(predicted), wanted, counts)
+
+
+def _last(mask: torch.Tensor) -> torch.Tensor:
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    return (mask.bool() * (positions + 1)).argmax(1)
+
+
+def kind_of_model(model: nn.Module) -> str:
+    """What sort of model it is, for conventions.
+
+    Args:
+        model: any network.
+
+    Returns:
+        ``"plain"``, ``"image"``, ``"encoder"``, ``"decoder"`` or ``"encoder-decoder"``.
+
+    Example:
+        >>> kind_of_model(nn.Linear(2, 1))
+        'plain'
+    """
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "model_type") or not hasattr(model, "main_input_name"):
+        return "plain"
+    if getattr(config, "is_encoder_decoder", False) and not type(model).__name__.endswith("EncoderModel"):
+        return "encoder-decoder"
+    if model.main_input_name == "pixel_values":
+        return "image"
+    from transformers.models.auto import modeling_auto as auto
+
+    name = config.model_type
+    causal = name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return "decoder" if causal and name not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES else "encoder"
