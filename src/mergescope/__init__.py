@@ -25,7 +25,9 @@ _HOME = {
     ),
     "tracing": ("Trace", "trace"),
     "readings": ("InnerProducts", "NextTokenLoss", "Outputs"),
-    "protocols": ("LinearityTest", "addition", "averaging", "barrier", "ctl", "linearity", "negation"),
+    "protocols": (
+        "HeldOut", "LinearityTest", "addition", "averaging", "barrier", "ctl", "linearity", "measure", "negation",
+    ),
     "data": ("Split", "Task", "batches", "class_pairs", "digits", "rotated"),
     "training": ("Recipe", "fit", "full"),
 }

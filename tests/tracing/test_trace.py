@@ -11,7 +11,6 @@ class Recorder:
     """A reading that remembers what it was given."""
 
     needs_features = True
-    needs_labels = False
 
     def __init__(self):
         self.batches = []
@@ -141,8 +140,13 @@ def test_readings_are_chosen_by_labels():
         MergescopeError, match=r"no Outputs \(it has: InnerProducts\).*readings=\[Outputs\(\)\]"
     ):
         without.reading(ms.Outputs)
+    unlabelled = ms.trace(family(net), [x for x, _ in labelled_batches()], net, readings=[ms.Outputs()])
+    found, wanted = (traced.reading(ms.Outputs) for traced in (unlabelled, with_labels))
+    assert not found.labelled and wanted.labelled
+    for point in with_labels.points:
+        assert (found.predictions(point) == wanted.predictions(point)).all()
     with pytest.raises(MergescopeError, match="need labels"):
-        ms.trace(family(net), [x for x, _ in labelled_batches()], net, readings=[ms.Outputs()])
+        found.losses(with_labels.points[0])
 
 
 def test_features_are_not_captured_if_no_reading_needs_them():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -134,7 +134,37 @@ def _from_transformers(checkpoint: Checkpoint, config: dict[str, Any], trust_rem
     return model.eval()
 
 
-def key_map(model: nn.Module, source: TensorSource | Point) -> dict[str, str]:
+def matching_keys(model: nn.Module, source: TensorSource | Point) -> dict[str, str]:
+    """The entries of a network's state dict that a checkpoint has, whatever their shapes.
+
+    Args:
+        model: the network.
+        source: a checkpoint or point.
+
+    Returns:
+        State-dict name to checkpoint key: the same name, or what transformers saves it as, with or
+        without its ``base_model_prefix``.
+    """
+    prefix = f"{getattr(model, 'base_model_prefix', '') or ''}."
+    saved = _saved_names(model)
+    mapping = {}
+    for name in model.state_dict():
+        own = saved.get(name, name)
+        candidates = (
+            name,
+            own,
+            prefix + name,
+            prefix + own,
+            name.removeprefix(prefix),
+            own.removeprefix(prefix),
+        )
+        key = next((candidate for candidate in candidates if candidate in source.spec), None)
+        if key is not None:
+            mapping[name] = key
+    return mapping
+
+
+def key_map(model: nn.Module, source: TensorSource | Point, fixed: Collection[str] = ()) -> dict[str, str]:
     """Which checkpoint key fills which entry of the network's state dict.
 
     Names match directly, as transformers saves them, or after adding or removing its
@@ -144,6 +174,7 @@ def key_map(model: nn.Module, source: TensorSource | Point) -> dict[str, str]:
     Args:
         model: the network.
         source: a checkpoint or point.
+        fixed: entries that are not filled: they stay what they are.
 
     Returns:
         State-dict name to checkpoint key.
@@ -157,23 +188,15 @@ def key_map(model: nn.Module, source: TensorSource | Point) -> dict[str, str]:
         {'weight': 'weight', 'bias': 'bias'}
     """
     entries = model.state_dict(keep_vars=True)
-    prefix = getattr(model, "base_model_prefix", "") or ""
-    saved = _saved_names(model)
     ignored = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []]
-    mapping: dict[str, str] = {}
-    used: set[str] = set()
-    for name in entries:
-        candidates = (name, saved.get(name, name), f"{prefix}.{name}", name.removeprefix(f"{prefix}."))
-        key = next((candidate for candidate in candidates if candidate in source.spec), None)
-        if key is not None:
-            mapping[name] = key
-            used.add(key)
+    mapping = {name: key for name, key in matching_keys(model, source).items() if name not in fixed}
+    used = set(mapping.values())
     filled = {_place(entries[name]) for name in mapping if entries[name].numel()}
     spec = source.spec
     problems = [
         f"{name}: missing in the checkpoint (the network has {list(entry.shape)})"
         for name, entry in entries.items()
-        if name not in mapping and not (entry.numel() and _place(entry) in filled)
+        if name not in mapping and name not in fixed and not (entry.numel() and _place(entry) in filled)
     ]
     problems += [
         f"{key}: not in the network (the checkpoint has {spec[key]})"

@@ -11,14 +11,19 @@ from mergescope.protocols.linearity import (
     linearity,
     negation,
 )
+from mergescope.protocols.measure import HeldOut, Measurement, Pair, Settings, measure
 from mergescope.protocols.search import GRID, Choice, addition_line, choose, normalised_accuracy
 
 __all__ = [
     "GRID",
     "Barrier",
     "Choice",
+    "HeldOut",
     "Linearity",
     "LinearityTest",
+    "Measurement",
+    "Pair",
+    "Settings",
     "Verdict",
     "addition",
     "addition_line",
@@ -28,6 +33,7 @@ __all__ = [
     "ctl",
     "line",
     "linearity",
+    "measure",
     "negation",
     "normalised_accuracy",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mergescope.errors import PointError
-from mergescope.readings import Outputs
+from mergescope.readings import NextTokenLoss, Outputs
 from mergescope.tracing import Trace
 from mergescope.weights import Point, exact, lerp
 from mergescope.weights.point import Number, TensorSource
@@ -60,8 +60,8 @@ def barrier(
     the interior alphas, for the cross-entropy loss and for the error rate.
 
     Args:
-        traces: one trace, or one a data set to be pooled, with ``Outputs`` and the points of
-            [`line`][].
+        traces: one trace, or one a data set to be pooled, with ``Outputs`` or ``NextTokenLoss`` and
+            the points of [`line`][].
         a: the model at alpha = 1.
         b: the model at alpha = 0.
         alphas: the interior grid.
@@ -82,9 +82,11 @@ def barrier(
             raise PointError(
                 f"The trace lacks points of the line: {'; '.join(missing)}. Trace line(a, b, alphas)."
             )
-    outputs = [trace.reading(Outputs) for trace in traces]
-    loss = np.array([np.concatenate([o.losses(p) for o in outputs]).mean() for p in points.values()])
-    error = np.array([1 - np.concatenate([o.correct(p) for o in outputs]).mean() for p in points.values()])
+    outputs = [_losses(trace) for trace in traces]
+    loss = np.array([np.nanmean(np.concatenate([o.losses(p) for o in outputs])) for p in points.values()])
+    error = np.array([
+        1 - np.nanmean(np.concatenate([o.correct(p) for o in outputs])) for p in points.values()
+    ])
     positions = np.array(list(points))
 
     def excess(values: np.ndarray) -> float:
@@ -94,3 +96,8 @@ def barrier(
         return float((values - chord)[inside].max())
 
     return Barrier(positions, loss, error, excess(loss), excess(error))
+
+
+def _losses(trace: Trace) -> Outputs | NextTokenLoss:
+    found = next((reading for reading in trace.readings if isinstance(reading, NextTokenLoss)), None)
+    return found or trace.reading(Outputs)

@@ -22,7 +22,6 @@ class FeatureMeans:
     """
 
     needs_features = True
-    needs_labels = False
 
     def __init__(self) -> None:
         self.points: list[Hashable] = []

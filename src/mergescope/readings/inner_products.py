@@ -37,7 +37,6 @@ class InnerProducts:
     """
 
     needs_features = True
-    needs_labels = False
 
     def __init__(self, groups: Iterable[Iterable[Hashable]] | None = None, *, local: bool = False) -> None:
         self.local = local

@@ -30,7 +30,6 @@ class NextTokenLoss:
     """
 
     needs_features = False
-    needs_labels = False
 
     def __init__(self) -> None:
         self.points: list[Hashable] = []

@@ -13,7 +13,7 @@ from mergescope.readings.reading import Batch, require_same_start
 
 
 class Outputs:
-    """Cross-entropy loss, correctness and predicted class per sample for each point.
+    """Predicted class and, with labels, cross-entropy loss and correctness per sample for each point.
 
     With ``ensembles``, the same for the *mean of the logits* of several points (CTL 4.2 compares
     ``f(mean theta)`` with ``mean f(theta)``).
@@ -32,7 +32,6 @@ class Outputs:
     """
 
     needs_features = False
-    needs_labels = True
 
     def __init__(
         self,
@@ -71,21 +70,21 @@ class Outputs:
         """Add the losses and predictions of a batch.
 
         Args:
-            batch: outputs of all points, ``(batch, classes)`` each, with labels.
+            batch: outputs of all points, ``(batch, classes)`` each, with labels if there are any.
 
         Raises:
-            DataError: labels are missing or outside the classes, or outputs are no logits.
+            DataError: labels are outside the classes or missing in some batches, or outputs are no logits.
         """
         if not batch.outputs:
             return
         labels = batch.labels
-        if labels is None:
-            raise DataError("Accuracy and loss need labels: yield (inputs, labels), or leave Outputs() out.")
+        if self._predictions and (labels is None) == bool(self._labels):
+            raise DataError("Some batches have labels and some have none. Give labels to all or to none.")
         logits = torch.stack([output.float() for output in batch.outputs])
         if logits.ndim != 3:
             shape = list(batch.outputs[0].shape)
             raise DataError(f"Accuracy and loss need logits (batch, classes); this model gives {shape}.")
-        if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[-1]:
+        if labels is not None and (int(labels.min()) < 0 or int(labels.max()) >= logits.shape[-1]):
             raise DataError(
                 f"Labels run from {int(labels.min())} to {int(labels.max())}, but the model has "
                 f"{logits.shape[-1]} classes (0 to {logits.shape[-1] - 1})."
@@ -97,14 +96,16 @@ class Outputs:
         if self.classes is not None:
             keep = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
             keep[self.classes] = True
-            if not bool(keep[labels].all()):
+            if labels is not None and not bool(keep[labels].all()):
                 bad = sorted(set(labels[~keep[labels]].tolist()))
                 raise DataError(f"Labels {bad} are not among the task's classes {self.classes}.")
             logits = logits.masked_fill(~keep, float("-inf"))
+        self._predictions.append(logits.argmax(-1).cpu().numpy())
+        if labels is None:
+            return
         count, samples, classes = logits.shape
         losses = F.cross_entropy(logits.reshape(-1, classes), labels.repeat(count), reduction="none")
         self._losses.append(losses.view(count, samples).double().cpu().numpy())
-        self._predictions.append(logits.argmax(-1).cpu().numpy())
         self._labels.append(labels.cpu().numpy())
 
     def merge(self, other: Outputs) -> None:
@@ -123,6 +124,11 @@ class Outputs:
         self._predictions += other._predictions
         self._labels += other._labels
 
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels, hence losses."""
+        return bool(self._labels)
+
     def losses(self, point: Hashable) -> np.ndarray:
         """Cross-entropy of each sample.
 
@@ -131,7 +137,11 @@ class Outputs:
 
         Returns:
             ``(samples,)``, natural logarithm.
-        """
+
+        Raises:
+            DataError: the data have no labels.
+        """  # noqa: DOC502 (raised by what this calls)
+        self._require_labels()
         return np.concatenate(self._losses, axis=1)[self._index[point]]
 
     def predictions(self, point: Hashable) -> np.ndarray:
@@ -153,8 +163,16 @@ class Outputs:
 
         Returns:
             ``(samples,)`` of 0.0 and 1.0; its mean is the accuracy.
-        """
+
+        Raises:
+            DataError: the data have no labels.
+        """  # noqa: DOC502 (raised by what this calls)
+        self._require_labels()
         return (self.predictions(point) == np.concatenate(self._labels)).astype(float)
+
+    def _require_labels(self) -> None:
+        if not self._labels:
+            raise DataError("Accuracy and loss need labels: yield (inputs, labels).")
 
     def agreement(self, first: Hashable, second: Hashable) -> np.ndarray:
         """Whether two points predict the same class.

@@ -42,7 +42,6 @@ class Reading(Protocol):
     """A streaming reduction. ``merge`` appends the samples of a later part of the same pass."""
 
     needs_features: bool
-    needs_labels: bool
 
     def start(self, points: Sequence[Hashable], layers: Sequence[str]) -> None:
         """Learn which points and layers will come, in which order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from mergescope.tracing.resident import run_resident
 from mergescope.tracing.streamed import run_streamed
 from mergescope.weights import Checkpoint, Point
 from mergescope.weights.point import TensorSource
+from mergescope.weights.selection import Selection
 
 R = TypeVar("R")
 
@@ -48,6 +49,7 @@ class Trace:
         features: the convention: kind of model and choice of feature.
         executor: ``"resident"``, ``"batched"`` or ``"streamed"``.
         dtype: what the network computed in.
+        network: name of its class.
         seconds: wall time.
         peak_bytes: the process' peak resident memory at the end.
     """
@@ -62,6 +64,7 @@ class Trace:
     features: Features = Features()
     executor: str = "resident"
     dtype: torch.dtype = torch.float32
+    network: str = ""
     seconds: float = 0.0
     peak_bytes: int = 0
 
@@ -99,6 +102,7 @@ def trace(
     centre: Point | TensorSource | None = None,
     executor: str = "resident",
     device: torch.device | str = "cpu",
+    fixed: Collection[str] = (),
     calibration: Iterable[Any] | None = None,
     check: bool = True,
     progress: bool = True,
@@ -129,6 +133,8 @@ def trace(
         executor: ``"resident"``, or ``"streamed"``: block by block, for models larger than memory;
             the model may be an [`empty_model`][mergescope.empty_model].
         device: where an empty model's parameters go; any other model computes where it is.
+        fixed: state-dict entries that no point fills and that stay what they are in the model: a
+            task's own head on a body that many share.
         calibration: if given, BatchNorm running statistics of every point that combines several
             checkpoints are re-estimated on these batches; otherwise they are combined like weights.
         check: refuse data or networks that are not deterministic, and NaN weights.
@@ -201,10 +207,10 @@ def trace(
             readings.append(InnerProducts(local=True))
     if check:
         for source in {s.identity: s for point in distinct for s in point.checkpoints}.values():
-            if isinstance(source, Checkpoint):
+            if isinstance(source, Checkpoint | Selection):
                 source.require_finite()
 
-    mappings = [key_map(model, point) for point in distinct]
+    mappings = [key_map(model, point, fixed) for point in distinct]
     own_weights = {} if empty else {name: value.clone() for name, value in model.state_dict().items()}
     was_training = {module: module.training for module in model.modules()}
     model.eval()
@@ -216,7 +222,7 @@ def trace(
                 require_deterministic_model(model, first, place, convention)
         result = Trace(
             distinct, tuple(chosen), frozenset(trivial), tuple(readings), features=convention, executor=executor,
-            dtype=next((entry.dtype for entry in model.parameters()), torch.float32),
+            dtype=next((entry.dtype for entry in model.parameters()), torch.float32), network=type(model).__name__,
         )  # fmt: skip
         for reading in readings:
             reading.start(distinct, chosen)
@@ -226,7 +232,7 @@ def trace(
             local=None if reference is None else distinct.index(reference),
         )  # fmt: skip
         if middle is not None:
-            job.centre = _means(run, job, middle)
+            job.centre = _means(run, job, middle, fixed)
         run(job)
         result.samples, result.local_passes = job.samples, job.local_passes
         result.forward_passes = job.forward_passes
@@ -252,10 +258,10 @@ def _executor(name: str) -> Executor:
     return EXECUTORS[name]
 
 
-def _means(run: Executor, job: Pass, centre: Point) -> dict[str, torch.Tensor]:
+def _means(run: Executor, job: Pass, centre: Point, fixed: Collection[str]) -> dict[str, torch.Tensor]:
     means = FeatureMeans()
     means.start([centre], job.layers)
-    mapping = key_map(job.model, centre)
+    mapping = key_map(job.model, centre, fixed)
     alone = replace(job, points=[centre], readings=[means], mappings=[mapping], statistics=[{}], local=None)
     run(alone)
     job.forward_passes += alone.forward_passes

@@ -1,0 +1,200 @@
+"""A measurement of somebody's models as a run directory and as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mergescope.protocols.linearity import Linearity
+from mergescope.protocols.measure import Measurement, Pair
+from mergescope.readings import Summary
+from mergescope.studies.rundir import RESULTS, Row, RunDirectory, write_rows
+
+STUDY = "measure"
+"""What ``run.yaml`` calls it."""
+
+
+def rows(found: Measurement) -> list[Row]:
+    """The results as a tidy table.
+
+    Kinds: ``ctl`` (two fine-tunes) and ``pt-ft`` (base and fine-tune) with one row a layer and
+    measure, the same with ``-local`` behind (every layer fed the base's input), ``agreement``,
+    ``line`` and ``barrier``, ``accuracy`` (loss and accuracy of each model and data set).
+
+    Args:
+        found: the measurement.
+
+    Returns:
+        The rows.
+    """
+    table = []
+    for pair in found.pairs:
+        kind = "ctl" if pair.kind == "FT–FT" else "pt-ft"
+        for suffix, results in (("", pair.propagated), ("-local", pair.local)):
+            for alpha, result in results.items():
+                table += _layers(found, pair, kind + suffix, alpha, result)
+        for ends, summary in pair.agreement.items():
+            table.append(_row(found, pair, "agreement", ends, summary, parameter=pair.alpha))
+        if pair.barrier is not None:
+            common = _common(found, pair)
+            for alpha, loss, error in zip(pair.barrier.alphas, pair.barrier.loss, pair.barrier.error, strict=True):
+                for measure, value in (("loss", loss), ("error", error)):
+                    table.append(Row(**common, kind="line", measure=measure, mean=float(value), parameter=float(alpha)))
+            for measure, value in (("loss", pair.barrier.loss_barrier), ("error", pair.barrier.error_barrier)):
+                table.append(Row(**common, kind="barrier", measure=measure, mean=value))
+    for (model, data), values in found.losses.items():
+        for measure, summary in values.items():
+            common = {"network": _network(found), "regime": "given", "points": model, "data": data}
+            table.append(Row(**common, kind="accuracy", measure=measure, **_summary(summary)))
+    return table
+
+
+def _network(found: Measurement) -> str:
+    return next(iter(found.traces.values())).network
+
+
+def _common(found: Measurement, pair: Pair) -> dict[str, Any]:
+    traces = [found.traces[name] for name in pair.data]
+    return {
+        "network": _network(found),
+        "regime": "given",
+        "points": pair.name,
+        "data": " ∪ ".join(pair.data),
+        "seconds": round(sum(traced.seconds for traced in traces), 3),
+        "forward_passes": sum(traced.forward_passes for traced in traces),
+        "peak_bytes": max(traced.peak_bytes for traced in traces),
+    }
+
+
+def _summary(summary: Summary) -> dict[str, Any]:
+    names = ("mean", "std", "low", "high", "n", "dead")
+    return {name: getattr(summary, name) for name in names}
+
+
+def _row(found: Measurement, pair: Pair, kind: str, measure: str, summary: Summary, **more: Any) -> Row:
+    return Row(**_common(found, pair), kind=kind, measure=measure, **_summary(summary), **more)
+
+
+def _layers(found: Measurement, pair: Pair, kind: str, alpha: float, result: Linearity) -> list[Row]:
+    table = [
+        _row(found, pair, kind, measure, summary, parameter=alpha, layer=layer.layer, trivial=layer.trivial)
+        for layer in result.layers
+        for measure, summary in layer.measures.items()
+    ]
+    verdict = result.verdict
+    for name, holds in (("CTL holds", verdict.ctl), ("LLFC holds", verdict.llfc),
+                        ("beats baseline", verdict.beats_baseline)):  # fmt: skip
+        table.append(Row(**_common(found, pair), kind=kind, measure=name, mean=float(holds), parameter=alpha))
+    return table
+
+
+def write_measurement(
+    run: RunDirectory, found: Measurement, config: Mapping[str, Any], provenance: Mapping[str, Any]
+) -> None:
+    """Write ``results.parquet`` and ``run.yaml``.
+
+    Args:
+        run: the run directory.
+        found: the measurement.
+        config: what was asked for.
+        provenance: models, digests, data.
+    """
+    write_rows(run.path / RESULTS, rows(found))
+    verdicts = [
+        {"pair": pair.name, "kind": pair.kind, "data": list(pair.data), "says": pair.word, "reason": pair.reason}
+        for pair in found.pairs
+    ]
+    about = {**provenance, "cost": cost(found), "verdicts": verdicts, "notes": list(found.notes)}
+    run.write_run(STUDY, "", config, about)
+
+
+def cost(found: Measurement) -> dict[str, Any]:
+    """What the measurement cost.
+
+    Args:
+        found: the measurement.
+
+    Returns:
+        Samples, forward passes, seconds, peak memory.
+    """
+    traces = list(found.traces.values())
+    return {
+        "samples": sum(traced.samples for traced in traces),
+        "points": max(len(traced.points) for traced in traces),
+        "forward_passes": sum(traced.forward_passes for traced in traces),
+        "local_passes": sum(traced.local_passes for traced in traces),
+        "seconds": round(sum(traced.seconds for traced in traces), 2),
+        "peak_bytes": max(traced.peak_bytes for traced in traces),
+        "executor": traces[0].executor,
+        "dtype": str(traces[0].dtype).removeprefix("torch."),
+        "features": f"{traces[0].features.kind}: {traces[0].features.choice}",
+    }
+
+
+def to_dict(found: Measurement) -> dict[str, Any]:
+    """The measurement for scripts.
+
+    Args:
+        found: the measurement.
+
+    Returns:
+        Plain values; NaN becomes None.
+    """
+    return {
+        "base": found.base,
+        "models": list(found.models),
+        "notes": list(found.notes),
+        "cost": cost(found),
+        "pairs": [_pair(pair) for pair in found.pairs],
+        "losses": [
+            {"model": model, "data": data, **{name: _plain(value) for name, value in values.items()}}
+            for (model, data), values in found.losses.items()
+        ],
+    }
+
+
+def _pair(pair: Pair) -> dict[str, Any]:
+    verdict = pair.middle.verdict
+    return {
+        "kind": pair.kind,
+        "a": pair.a,
+        "b": pair.b,
+        "data": list(pair.data),
+        "verdict": {
+            "says": pair.word, "reason": pair.reason, "ctl": verdict.ctl, "llfc": verdict.llfc,
+            "beats_baseline": verdict.beats_baseline,
+        },
+        "barrier": None if pair.barrier is None else {
+            "alphas": pair.barrier.alphas.tolist(), "loss": pair.barrier.loss.tolist(),
+            "error": pair.barrier.error.tolist(), "loss_barrier": pair.barrier.loss_barrier,
+            "error_barrier": pair.barrier.error_barrier,
+        },
+        "agreement": {ends: _plain(value) for ends, value in pair.agreement.items()},
+        "propagated": _alphas(pair.propagated),
+        "local": _alphas(pair.local),
+    }  # fmt: skip
+
+
+def _alphas(results: Mapping[float, Linearity]) -> list[dict[str, Any]]:
+    return [
+        {
+            "alpha": alpha,
+            "layers": [
+                {
+                    "layer": layer.layer,
+                    "trivial": layer.trivial,
+                    **{name: _plain(value) for name, value in layer.measures.items()},
+                }
+                for layer in result.layers
+            ],
+        }
+        for alpha, result in results.items()
+    ]
+
+
+def _plain(summary: Summary) -> dict[str, float | int | None]:
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in _summary(summary).items()
+    }

@@ -1,0 +1,77 @@
+"""Some of a checkpoint's tensors under other names: the body that models with different heads share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from mergescope.weights.point import Point, TensorSpec
+from mergescope.weights.stores import bytes_digest, content_digest
+
+
+class Selection:
+    """A view of a checkpoint with chosen tensors, renamed.
+
+    Args:
+        source: the checkpoint.
+        names: new name to the source's key.
+        name: of the view; the source's by default.
+
+    Example:
+        >>> from mergescope import Checkpoint
+        >>> tuned = Checkpoint({"bert.w": torch.ones(2), "classifier.w": torch.ones(3)}, name="tuned")
+        >>> list(Selection(tuned, {"w": "bert.w"}).spec)
+        ['w']
+    """
+
+    def __init__(self, source: Any, names: Mapping[str, str], name: str | None = None) -> None:
+        self.source = source
+        self.names = dict(names)
+        self.name: str = name or source.name
+        self.spec: Mapping[str, TensorSpec] = MappingProxyType({
+            new: source.spec[key] for new, key in names.items()
+        })
+        self._digest: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """Equal for the same tensors of the same source under the same names."""
+        return f"{self.source.identity} of {sorted(self.names.items())}"
+
+    @property
+    def digest(self) -> str:
+        """Content digest (hex) of the chosen tensors. Reads them."""
+        if self._digest is None:
+            self._digest = content_digest({
+                new: (spec, bytes_digest(self.tensor(new))) for new, spec in self.spec.items()
+            })
+        return self._digest
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """Read one tensor.
+
+        Args:
+            key: its new name.
+
+        Returns:
+            The tensor; treat it as read-only.
+        """
+        return self.source.tensor(self.names[key])
+
+    def require_finite(self) -> None:
+        """Refuse NaN and infinite weights, as the source does."""
+        check = getattr(self.source, "require_finite", None)
+        if check is not None:
+            check()
+
+    def __sub__(self, other: Any) -> Point:
+        return Point.of(self) - other
+
+    def __add__(self, other: Any) -> Point:
+        return Point.of(self) + other
+
+    def __repr__(self) -> str:
+        return f"Selection({self.name!r}, {len(self.names)} tensors)"
