@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 SHAPES = {
+    # OpenLLaMA 3B's shape: 3.4 B parameters, 6.9 GB in bfloat16.
+    "3.4B": {"hidden": 3200, "inner": 8640, "layers": 26, "heads": 32, "kv_heads": 32, "vocab": 32000},
     # TinyLlama's shape: 1.1 B parameters, 2.2 GB in bfloat16.
     "1.1B": {"hidden": 2048, "inner": 5632, "layers": 22, "heads": 32, "kv_heads": 4, "vocab": 32000},
     "small": {"hidden": 256, "inner": 704, "layers": 4, "heads": 8, "kv_heads": 2, "vocab": 2000},
@@ -30,7 +32,9 @@ def make_models(root: Path, shape: str, tuned: int = 4) -> list[Path]:
         for index, (name, dims) in enumerate(_tensors(size)):
             generator = torch.Generator().manual_seed(index)
             value = torch.empty(dims).normal_(0, 0.02, generator=generator)
-            if number:
+            if name.endswith("norm.weight"):
+                value += 1
+            if number:  # a fine-tune
                 noise = torch.Generator().manual_seed(1000 * number + index)
                 value += torch.empty(dims).normal_(0, 0.002, generator=noise)
             tensors[name] = value.bfloat16()

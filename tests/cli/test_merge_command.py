@@ -36,9 +36,40 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, recipe):
     before = sorted(tmp_path.rglob("*"))
     shown = run(recipe, tmp_path / "deep" / "out", "--dry-run")
     assert shown.returncode == 0, shown.stderr
-    for part in ("linear", "2 models, 2 tensors", "GB", "MB of memory", "w  float32[400, 300]", "BatchNorm"):
+    for part in (
+        "linear: Weighted average", "2 models, 2 tensors; read 960 kB, write 480 kB; about ", "MB of working memory",
+        "w  float32[400, 300]  linear of ", "a (weight 1), ", "BatchNorm",
+    ):  # fmt: skip
         assert part in shown.stdout, part
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_shows_what_gradients_and_filters_come_to(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        state = {f"h.{n}.{part}.w": torch.ones(2) for n in range(3) for part in ("attn", "mlp")}
+        save_file(state | {"ids": torch.ones(2, dtype=torch.int64)}, tmp_path / name / "model.safetensors")
+    (tmp_path / "recipe.yml").write_text(f"""
+merge_method: ties
+base_model: {tmp_path / "a"}
+models:
+  - model: {tmp_path / "b"}
+    parameters: {{weight: [{{filter: mlp, value: [0, 1]}}, {{value: 0.3}}], density: 0.5}}
+parameters: {{int8_mask: true}}
+""")
+    shown = run(tmp_path / "recipe.yml", tmp_path / "out", "--dry-run").stdout
+    assert f"h.1.mlp.w  float32[2]  ties of {tmp_path / 'b'} (weight 0.5, density 0.5)\n" in shown
+    assert f"h.1.attn.w  float32[2]  ties of {tmp_path / 'b'} (weight 0.3, density 0.5)\n" in shown
+    assert f"ids  int64[2]  copied from {tmp_path / 'a'}\n" in shown
+
+
+def test_the_seed_of_the_command_line_wins(tmp_path, recipe):
+    recipe.write_text(f"seed: 3\n{recipe.read_text()}")
+    for options, seed in (([], 3), (["--seed", "0"], 0)):
+        out = tmp_path / f"out{seed}"
+        assert run(recipe, out, *options).returncode == 0
+        assert yaml.safe_load((out / "mergescope.yml").read_text())["seed"] == seed
+    assert run(recipe, tmp_path / "out", "--seed", "-1").returncode == 2
 
 
 def test_a_merge_and_a_second_one(tmp_path, recipe):

@@ -13,6 +13,7 @@ import time
 
 import pytest
 import torch
+import yaml
 from families import mean_of, tensors, write_model
 
 import mergescope as ms
@@ -314,6 +315,65 @@ def test_a_full_disk(tmp_path, monkeypatch, merged, foreseen):
         assert len(merged.names) == 8 - done
         assert all(torch.equal(made[key], expected[key]) for key in expected)
         del made
+
+
+LIMITED = """
+import resource, sys
+from mergescope.cli import main
+from mergescope.merging.shards import Shards
+after, size = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+real, calls = Shards.write, []
+def limit():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+def write(self, name, at, values):
+    calls.append(name)
+    if len(calls) == after:
+        limit()
+    real(self, name, at, values)
+Shards.write = write
+if not after:
+    limit()
+main()
+"""
+
+
+@pytest.mark.parametrize(("after", "shards"), [(0, "5GB"), (3, "5GB"), (3, "1MB")])
+def test_a_limit_on_file_sizes_from_some_write_on_stops_a_merge_that_can_go_on(tmp_path, after, shards):
+    for name in "ab":
+        write_model(tmp_path / name, {f"w{n}": torch.randn(500, 200) for n in range(8)}, {"model_type": "x"})
+    (tmp_path / "r.yml").write_text(yaml.safe_dump(mean_of(tmp_path / "a", tmp_path / "b")))
+    out, rest = tmp_path / "out", ["--max-shard-size", shards, "--threads", "1"]
+    merge(tmp_path / "r.yml", tmp_path / "expected", threads=1, max_shard_size=shards)
+
+    def run(after, size, *more):
+        command = [sys.executable, "-c", LIMITED, str(after), str(size), "merge", tmp_path / "r.yml", out]
+        return subprocess.run([*command, *rest, *more], capture_output=True, text=True, check=False)
+
+    failed = run(after, 600_000)
+    assert failed.returncode == 2 and "File too large" in failed.stderr, failed.stderr
+    assert "--resume" in failed.stderr and "Traceback" not in failed.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {".out.merging", "a", "b", "expected", "r.yml"}
+    left = tmp_path / ".out.merging"
+    assert not (left / "config.json").exists() and not (left / "README.md").exists()
+    done = (left / "merge.journal").read_text().count("w") if after else 0
+    assert done < 8 and (done or not after)
+    went_on = run(99, 0, "--resume")
+    assert went_on.returncode == 0, went_on.stderr
+    for path in (tmp_path / "expected").iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes(), path.name
+    assert not left.exists() and len(list(out.iterdir())) == len(list((tmp_path / "expected").iterdir()))
+
+
+def test_a_tokenizer_that_cannot_be_written_is_found_before_anything_is_merged(tmp_path, monkeypatch, merged):
+    a, b = small(tmp_path)
+
+    def refuse(*arguments, **settings):
+        raise CheckpointError("can't be extended")
+
+    monkeypatch.setattr("mergescope.merging.tokenizers.write_tokenizer", refuse)
+    with pytest.raises(CheckpointError, match="can't be extended"):
+        merge(mean_of(a, b, chat_template="chatml"), tmp_path / "out")
+    assert not merged.names and {path.name for path in tmp_path.iterdir()} == {"a", "b"}
 
 
 def test_an_unwritable_place_is_told_without_a_traceback(tmp_path):

@@ -15,6 +15,8 @@ from torch import nn
 import mergescope as ms
 from mergescope.errors import CheckpointError, MergescopeError, MismatchError
 from mergescope.merging.merge import merge, parse_size
+from mergescope.merging.plan import make_plan
+from mergescope.merging.recipe import read_recipe
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -35,6 +37,25 @@ def test_linear_and_task_arithmetic_equal_plain_torch_and_load(tmp_path, kind):
     for key, value in made.items():
         torch.testing.assert_close(value, base[key] + 0.5 * (b[key] - a[key]), rtol=1e-4, atol=1e-6)
     loads(tmp_path / "edited", kind)
+
+
+def test_an_analogy_is_one_recipe_written_in_two_ways_and_one_point(tmp_path):
+    paths = save_family(tmp_path, "gpt2", ("a", "b", "c"))
+    a, b, c = (ms.Checkpoint(path) for path in paths.values())
+    point = c + (b - a)
+    moved = [entry(paths["b"], weight=1), entry(paths["a"], weight=-1)]
+    recipes = (
+        {"merge_method": "task_arithmetic", "base_model": str(paths["c"]), "models": moved},
+        {"merge_method": "linear", "models": [entry(paths["c"], weight=1), *moved]},
+    )
+    made = [tensors(merge(recipe, tmp_path / f"out{n}")) for n, recipe in enumerate(recipes)]
+    made.append(tensors(ms.save(point, tmp_path / "saved")))
+    for key in point.spec:
+        expected = c.tensor(key).double() + (b.tensor(key).double() - a.tensor(key).double())
+        for state in made:
+            torch.testing.assert_close(state[key].double(), expected, rtol=1e-5, atol=1e-6)
+    for name in ("out0", "out1", "saved"):
+        loads(tmp_path / name, "gpt2")
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
@@ -63,6 +84,54 @@ def test_one_tower_can_be_stacked(tmp_path):
         config["text_config"]["num_hidden_layers"] == 5 and config["vision_config"]["num_hidden_layers"] == 3
     )
     loads(out, "clip")
+
+
+def cut(model, *ranges):
+    return {"slices": [{"sources": [{"model": str(model), "layer_range": list(span)}]} for span in ranges]}
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_both_stacks_of_a_t5_can_be_put_together_anew(tmp_path, counted):
+    paths = save_family(tmp_path, "t5", ("a", "b"))
+    config = json.loads((paths["a"] / "config.json").read_text())
+    if not counted:  # num_layers then counts for the decoder as well
+        del config["num_decoder_layers"]
+        (paths["a"] / "config.json").write_text(json.dumps(config))
+    modules = {
+        "encoder": {
+            "slices": [*cut(paths["b"], (1, 2))["slices"], *cut(paths["a"], (0, 2), (1, 2))["slices"]]
+        },
+        "decoder": cut(paths["a"], (1, 2), (0, 1), (1, 2)),
+        "shared": {"models": [entry(paths["a"])]},
+    }
+    out = merge({"merge_method": "passthrough", "modules": modules}, tmp_path / "out")
+    config = json.loads((out / "config.json").read_text())
+    assert (config["num_layers"], config["num_decoder_layers"]) == (4, 3)
+    a, b, made = (tensors(path) for path in (*paths.values(), out))
+    origin = {"encoder": [(b, 1), (a, 0), (a, 1), (a, 1)], "decoder": [(a, 1), (a, 0), (a, 1)]}
+    attention = "layer.0.SelfAttention.{}.weight"
+    for side, blocks in origin.items():
+        for number, (state, block) in enumerate(blocks):
+            for part in (attention.format("q"), attention.format("o"), "layer.0.layer_norm.weight"):
+                assert torch.equal(
+                    made[f"{side}.block.{number}.{part}"], state[f"{side}.block.{block}.{part}"]
+                )
+        # The first block holds the position bias of all blocks: it stays there, wherever that block went.
+        bias = f"{side}.block.0.{attention.format('relative_attention_bias')}"
+        assert torch.equal(made[bias], blocks[0][0][bias])
+        assert sum("relative_attention_bias" in key and side in key for key in made) == 1
+        assert torch.equal(made[f"{side}.final_layer_norm.weight"], a[f"{side}.final_layer_norm.weight"])
+    loads(out, "t5")
+
+
+@pytest.mark.parametrize("decoder", [1, 2, 3])
+def test_layer_ranges_of_an_encoder_and_a_decoder_need_modules(tmp_path, decoder):
+    (path,) = save_family(tmp_path, "t5", ("a",), num_decoder_layers=decoder).values()
+    with pytest.raises(
+        MismatchError, match=r"\(decoder\.block, encoder\.block\), so layer_range is ambiguous"
+    ):
+        merge({"merge_method": "passthrough", **cut(path, (0, 1), (0, 1))}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("order", [("tied", "free"), ("free", "tied")])
@@ -138,28 +207,32 @@ def test_threads_and_shards_change_no_bit(tmp_path):
     assert all(torch.equal(again[key], first[key]) for key in first)
 
 
-def front(out):
-    return yaml.safe_load((out / "README.md").read_text().split("---\n")[1])
-
-
-def test_the_card_names_parents_digests_and_a_shared_licence(tmp_path):
-    card = "---\nlicense: mit\ntags: [a---b]\n---\ntext\n"
-    a, b = two(tmp_path, config={"architectures": ["X"]}, README__md=card)
-    out = merge(mean_of(a, b), tmp_path / "out")
-    found = front(out)
-    assert found["base_model"] == ["a", "b"] and found["base_model_relation"] == "merge"
-    assert found["license"] == "mit" and "merge" in found["tags"]
-    text = (out / "README.md").read_text()
-    assert all(ms.Checkpoint(parent).digest in text for parent in (a, b)) and str(a) in text and "merge_method: linear" in text
-    (b / "README.md").write_text("---\nlicense: [x]\npipeline_tag: [y]\n---\n")
-    assert "license" not in front(merge(mean_of(a, b), tmp_path / "other", digests=False))
-
-
-def test_the_recipe_inside_makes_the_same_again(tmp_path):
+@pytest.mark.parametrize("method", ["linear", "dare_linear"])
+@pytest.mark.parametrize(("written", "given", "meant"), [(None, 5, 5), (3, 5, 5), (3, None, 3), (3, 0, 0)])
+def test_the_recipe_inside_makes_the_same_again(tmp_path, method, written, given, meant):
     a, b = two(tmp_path)
-    out = merge(mean_of(a, b, parameters={"normalize": False}), tmp_path / "out")
+    density = {} if method == "linear" else {"density": 0.5}
+    recipe = {"merge_method": method, "base_model": str(a), "models": [entry(b, weight=1.0, **density)]}
+    recipe |= {} if written is None else {"seed": written}
+    out = merge(recipe, tmp_path / "out", seed=given)
+    assert f"Seed: {meant}." in (out / "README.md").read_text()
     again = merge(out / "mergescope.yml", tmp_path / "again")
-    assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    bytes_of = (out / "model.safetensors").read_bytes()
+    assert (again / "model.safetensors").read_bytes() == bytes_of
+    assert (again / "mergescope.yml").read_text() == (out / "mergescope.yml").read_text()
+    assert (again / "README.md").read_text() == (out / "README.md").read_text()
+    other = merge(recipe, tmp_path / "other", seed=meant + 1)
+    assert ((other / "model.safetensors").read_bytes() == bytes_of) == (method == "linear")
+
+
+def test_a_plan_is_merged_with_the_seed_it_was_made_with(tmp_path):
+    a, b = two(tmp_path)
+    plan = make_plan(read_recipe(mean_of(a, b, seed=4)))
+    assert plan.seed == 4 and "seed: 4" in (merge(plan, tmp_path / "out") / "mergescope.yml").read_text()
+    with pytest.raises(MergescopeError, match="has its seed already"):
+        merge(plan, tmp_path / "other", seed=4)
+    with pytest.raises(MergescopeError, match="non-negative integer, got -1"):
+        merge(mean_of(a, b), tmp_path / "other", seed=-1)
 
 
 @pytest.mark.parametrize("method", ["linear", "ties", "tsv", "model_stock"])
@@ -187,6 +260,21 @@ def test_weights_that_sum_to_zero_and_overflow_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="does not fit float16"):
         merge(recipe | {"out_dtype": "fp16", "parameters": {"normalize": False}}, tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_linear", "della", "breadcrumbs_ties"])
+@pytest.mark.parametrize(("density", "kept"), [(0, (0, 0, 0)), ([1, 0], (1, 0.5, 0))])
+def test_density_0_leaves_the_base_where_it_is_reached(tmp_path, method, density, kept):
+    base, a = ({f"h.{n}.w": torch.randn(30, 20) for n in range(3)} for _ in "ba")
+    paths = [write_model(tmp_path / name, state) for name, state in (("base", base), ("a", a))]
+    models = [entry(paths[1], weight=1.0, density=density)]
+    parameters = {"rescale": False, "normalize": False}
+    recipe = {"merge_method": method, "base_model": str(paths[0]), "models": models, "parameters": parameters}
+    made = tensors(merge(recipe, tmp_path / "out"))
+    for share, (key, value) in zip(kept, made.items(), strict=True):
+        moved = value != base[key]
+        assert float(moved.float().mean()) == pytest.approx(share, abs=0.1 if 0 < share < 1 else 0)
+        torch.testing.assert_close(value[moved], a[key][moved])
 
 
 def test_outputs_that_would_destroy_something_are_refused(tmp_path):

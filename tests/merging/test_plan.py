@@ -6,6 +6,7 @@ from families import entry, mean_of, save_family, tensors, write_model
 
 import mergescope as ms
 from mergescope.errors import CheckpointError, MismatchError
+from mergescope.merging.merge import merge
 from mergescope.merging.plan import make_plan
 from mergescope.merging.recipe import read_recipe
 
@@ -42,6 +43,21 @@ models:
     found = weights(made)
     assert [found[f"h.{n}.mlp.w"] for n in range(3)] == [[0, 7], [0.5, 7], [1, 7]]
     assert found["h.1.attn.w"] == [5, 7] and found["ln.weight"] == [7, 7] == found["wte.weight"]
+
+
+def test_parameters_that_do_not_go_together_are_refused_before_the_merge():
+    text = """
+merge_method: della
+base_model: c
+models:
+  - {model: a, parameters: {weight: 1, density: [0, 1]}}
+  - {model: b, parameters: {weight: [{filter: attn, value: -1}, {value: 1}]}}
+"""
+    assert plan(text.replace("[0, 1]", "[0, 0.5, 1]").replace("-1", "2"), a=NET, b=NET, c=NET).jobs
+    told = refused(text.replace("[0, 1]", "[0, 0.2]"), a=NET, b=NET, c=NET)
+    assert "h.0.attn.w and 2 more: The weights [1.0, -1.0] sum to zero" in told
+    assert "h.1.mlp.w: density - epsilon and density + epsilon must both be" in told
+    assert "density is 0.1 and epsilon 0.15" in told and "Correct the recipe's parameters." in told
 
 
 def test_source_beats_slice_beats_module_beats_recipe():
@@ -200,7 +216,32 @@ def test_layer_ranges_beyond_the_model_are_refused():
 def test_all_models_that_cannot_be_opened_are_named(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         make_plan(read_recipe(mean_of(tmp_path / "x", tmp_path / "y")))
-    assert str(tmp_path / "x") in str(caught.value) and str(tmp_path / "y") in str(caught.value)
+    told = str(caught.value)
+    assert told.startswith("recipe: 2 models can't be opened:\n")
+    assert (
+        f"  - line 3: There is no file or directory '{tmp_path / 'x'}'" in told
+        and f"{tmp_path / 'y'}" in told
+    )
+
+
+def test_hub_ids_with_revisions_are_found_offline(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name, commit in (("a", "a" * 40), ("b", "b" * 40)):
+        home = tmp_path / f"models--org--{name}"
+        write_model(home / "snapshots" / commit, {**NET, "ln.weight": torch.full((2,), float(name == "b"))})
+        (home / "refs").mkdir()
+        (home / "refs" / "v1.0").write_text(commit)
+    models = [
+        entry("org/a@v1.0", weight=1),
+        {"model": {"path": "org/b", "revision": "b" * 40}, "parameters": {"weight": 1}},
+    ]
+    out = merge({"merge_method": "linear", "models": models}, tmp_path / "out")
+    assert torch.equal(tensors(out)["ln.weight"], torch.full((2,), 0.5))
+    card = (out / "README.md").read_text()
+    assert "base_model:\n- org/a\n- org/b\n" in card and "a" * 40 in card and "b" * 40 in card
+    models[0]["model"] = "org/a@v2"
+    with pytest.raises(CheckpointError, match=r"line 3: 'org/a' is neither .* at revision 'v2'"):
+        make_plan(read_recipe({"merge_method": "linear", "models": models}))
 
 
 def test_the_digest_changes_with_recipe_inputs_and_seed(tmp_path):

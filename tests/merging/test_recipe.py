@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mergescope.errors import RecipeError
+from mergescope.merging.methods import METHODS
 from mergescope.merging.recipe import read_recipe
 
 GOOD = """\
@@ -135,6 +136,15 @@ def test_a_key_without_a_value_is_not_there():
         "merge_method: passthrough\nbase_model:\ndtype: null\nparameters:\nmodels: [{model: a}]\n"
     )
     assert recipe.base_model is None and recipe.dtype is None and not recipe.parameters
+    assert recipe.seed is None
+
+
+@pytest.mark.parametrize("method", [name for name, item in METHODS.items() if item.base == "required"])
+def test_every_method_takes_a_seed(method):
+    models = ", ".join(f"{{model: m{n}}}" for n in range(METHODS[method].least))
+    parameters = {item.name: 1 for item in METHODS[method].parameters if item.default is None}
+    text = f"merge_method: {method}\nbase_model: c\nmodels: [{models}]\nparameters: {parameters}\nseed: 12\n"
+    assert read_recipe(text).seed == 12
 
 
 LINEAR = "merge_method: linear\nmodels:\n  - {model: a, parameters: {weight: 1}}\n  - {model: b, parameters: {weight: 1}}\n"
@@ -204,12 +214,44 @@ TIES = LINEAR.replace("linear", "ties") + "base_model: c\n"
         (LINEAR + "tokenizer: {tokens: {x: {source: {kind: model_token, model: a}}}}\n", "either token or token_id"),
         (LINEAR + "tokenizer: {tokens: {x: {source: a, force: 3}}}\n", "force must be true or false, got 3"),
         (LINEAR + "chat_template: 3\n", "line 5: chat_template must be text, got 3"),
+        (LINEAR + "chat_template: chatlm\n", "line 5: chat_template 'chatlm' is neither auto, a built-in"),
+        (LINEAR + "chat_template: '{% for'\n", "line 5: The chat_template is no valid Jinja"),
+        (LINEAR + "seed: -1\n", "line 5: seed must be a non-negative integer, got -1"),
+        (LINEAR + "seed: 1.5\n", "line 5: seed must be a non-negative integer, got 1.5"),
+        (LINEAR + "seed: true\n", "line 5: seed must be a non-negative integer, got True"),
         ("- a\n- b\n", "line 1: the recipe must be a mapping"),
     ],
 )  # fmt: skip
 def test_each_mistake_is_told_with_its_line(text, said):
     found = problems(text)
     assert any(said in problem for problem in found), found
+
+
+SHARES = [
+    (name, parameter.name)
+    for name, method in sorted(METHODS.items())
+    for parameter in method.parameters
+    if parameter.high == 1 and name != "task_arithmetic"
+]
+
+
+@pytest.mark.parametrize(("method", "parameter"), SHARES)
+@pytest.mark.parametrize("wrong", ["1.5", "[0.5, -0.1]", "[{filter: mlp, value: [0, 1.01]}]"])
+def test_a_share_must_be_in_0_to_1_and_both_ends_are_fine(method, parameter, wrong):
+    count = METHODS[method].least
+    models = "".join(f"  - {{model: m{n}, parameters: {{weight: 1}}}}\n" for n in range(count))
+    if all(item.name != "weight" for item in METHODS[method].parameters):
+        models = models.replace("weight: 1", "")
+    text = f"merge_method: {method}\nbase_model: c\nmodels:\n{models}parameters:\n  {parameter}: "
+    assert f"line {count + 5}: {parameter} must be in [0, 1], got" in only(text + wrong + "\n")
+    for right in ("0", "1", "[0, 0.5, 1]"):
+        read_recipe(text + right + "\n")
+
+
+def test_task_arithmetic_drops_no_entries():
+    text = TIES.replace("ties", "task_arithmetic")
+    assert read_recipe(text + "parameters: {density: 1.0}\n")
+    assert "line 6: density must be 1 for this method, got 0.5" in only(text + "parameters: {density: 0.5}\n")
 
 
 def test_all_mistakes_are_told_at_once_in_order_and_each_once():

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from support import make_net
 
 from mergescope.errors import DataError
-from mergescope.models.calling import batch_size, call_model, split_batch, to_device
+from mergescope.models.calling import batch_size, call_model, dummy_inputs, split_batch, to_device
 
 X, Y = torch.zeros(3, 2), torch.arange(3)
 
@@ -35,3 +36,18 @@ def test_mappings_are_passed_as_keywords():
 def test_moving_keeps_the_structure():
     moved = to_device({"x": X, "y": None}, torch.device("meta"))
     assert moved["x"].device.type == "meta" and moved["y"] is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("mlp", (1, 64)), ("vit", (1, 1, 8, 8)), ("packed vit", (1, 1, 8, 8))]
+)
+def test_a_sample_for_own_networks_runs(kind, expected):
+    net = make_net(kind)
+    inputs = dummy_inputs(net)
+    assert inputs["x"].shape == expected
+    assert call_model(net, inputs).shape == (1, 3)
+
+
+def test_no_sample_is_made_up_of_what_is_neither_text_nor_image():
+    with pytest.raises(DataError, match="Linear takes input, of which no sample"):
+        dummy_inputs(torch.nn.Linear(1, 1))

@@ -1,6 +1,9 @@
 """Loading, tracing and saving what transformers writes: tiny random models of the families people use."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,8 +12,8 @@ from support import family, make_net
 from torch import nn
 
 import mergescope as ms
-from mergescope.errors import CheckpointError, MismatchError
-from mergescope.models import key_map
+from mergescope.errors import CheckpointError, MergescopeError, MismatchError
+from mergescope.models import key_map, net_config
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
@@ -229,3 +232,120 @@ def test_an_unknown_architecture_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
     with pytest.raises(CheckpointError, match="no-such-model"):
         ms.load_model(tmp_path)
+
+
+def pickled(folder, shards):
+    """Turn a saved model into what torch.save wrote before there were safetensors."""
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if shards == 1:
+        torch.save(state, folder / "pytorch_model.bin")
+        return
+    files = [f"pytorch_model-{i + 1:05}-of-{shards:05}.bin" for i in range(shards)]
+    where = {key: files[i % shards] for i, key in enumerate(state)}
+    for file in files:
+        torch.save({key: value for key, value in state.items() if where[key] == file}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_pickled_directories_load_like_safetensors(bert, shards):
+    batch = _text()
+    expected = run(ms.load_model(bert), batch)
+    pickled(bert, shards)
+    assert torch.equal(run(ms.load_model(bert), batch), expected)
+
+
+def test_a_fine_tune_comes_with_its_head_and_a_base_without(saved, tmp_path):
+    body = transformers.BertModel.from_pretrained(saved / "bert" / "a")
+    body.save_pretrained(tmp_path / "base")
+    base, tuned = ms.load_model(tmp_path / "base"), ms.load_model(saved / "bert" / "a")
+    assert (type(base), type(tuned)) == (
+        transformers.BertModel,
+        transformers.BertForSequenceClassification,
+    )
+    with torch.no_grad():
+        pooled = base(**_text(labels=False)).pooler_output
+        assert torch.equal(tuned.classifier(pooled), run(tuned, _text()))
+
+
+@pytest.mark.parametrize("named", [None, [], ["NoSuchClass"], ["logging"], "BertModel"])
+def test_a_configuration_that_names_no_class_gives_the_body(saved, tmp_path, named):
+    transformers.BertModel.from_pretrained(saved / "bert" / "a").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": named}))
+    assert type(ms.load_model(tmp_path)) is transformers.BertModel
+    assert type(ms.empty_model(tmp_path)) is transformers.BertModel
+
+
+@pytest.mark.parametrize("kind", ["bert", "mlp"])
+def test_dtypes(saved, tmp_path, kind):
+    if kind == "bert":
+        source = tmp_path / "half"
+        transformers.BertForSequenceClassification.from_pretrained(
+            saved / "bert" / "a", dtype=torch.bfloat16
+        ).save_pretrained(source)
+    else:
+        net = make_net("mlp")
+        source = ms.save(ms.Checkpoint(net.bfloat16().state_dict()), tmp_path / "half")
+        (source / "config.json").write_text(json.dumps(net_config(net)))
+    wanted = {"float32": torch.float32, "float16": torch.float16, "auto": torch.bfloat16}
+    for name, dtype in wanted.items():
+        assert {entry.dtype for entry in ms.load_model(source, dtype=name).parameters()} == {dtype}
+    assert next(ms.load_model(source).parameters()).dtype == torch.float32
+    assert next(ms.load_model(source, dtype=torch.bfloat16).parameters()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["flaot32", "int8", torch.int64, "float"])
+def test_a_wrong_dtype_is_named_before_anything_is_read(dtype):
+    with pytest.raises(MergescopeError, match=r"can't be loaded in dtype=.*Use one of float32, bfloat16"):
+        ms.load_model("org/absent", dtype=dtype)
+
+
+def test_a_device_that_is_not_there_is_named_before_anything_is_read(saved):
+    with pytest.raises(MergescopeError, match=r"device='gpu' can't be used here: .*'cpu'"):
+        ms.load_model("org/absent", device="gpu")
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    assert next(ms.load_model(saved / "bert" / "a", device=place).parameters()).device.type == place
+
+
+QUIET = """
+import json, sys, warnings
+import transformers
+from huggingface_hub.utils import are_progress_bars_disabled
+from transformers.utils import logging
+import mergescope as ms
+
+def state():
+    return logging.get_verbosity(), logging.is_progress_bar_enabled(), are_progress_bars_disabled()
+
+before = state()
+for folder in sys.argv[1:]:
+    ms.load_model(folder)
+    ms.empty_model(folder)
+try:
+    ms.load_model(sys.argv[1] + "/absent")
+except ms.MergescopeError:
+    pass
+print(json.dumps([before, state()]))
+print("--- now transformers itself ---", file=sys.stderr, flush=True)
+transformers.AutoModel.from_pretrained(sys.argv[1])
+"""
+
+
+def test_loading_is_silent_and_leaves_the_settings_of_transformers_alone(saved, bert):
+    pickled(bert, 3)
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("HF_HUB_DISABLE", "TRANSFORMERS_", "PYTEST"))
+    } | {"TRANSFORMERS_VERBOSITY": "info"}
+    folders = [str(saved / kind / "a") for kind in ("bert", "llama", "clip")] + [str(bert)]
+    done = subprocess.run(
+        [sys.executable, "-c", QUIET, *folders], capture_output=True, text=True, env=environment, check=True
+    )
+    ours, theirs = done.stderr.split("--- now transformers itself ---\n")
+    before, after = json.loads(done.stdout)
+    assert ours == ""
+    assert before == after == [20, True, False]
+    assert theirs  # what a user lets transformers say is said again

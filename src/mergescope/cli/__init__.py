@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mergescope._version import __version__
-from mergescope.cli import check, demo, geometry, merge, report, study
+from mergescope.cli import check, demo, geometry, measure, merge, report, study
 from mergescope.errors import MergescopeError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("check")(check.check)
 app.command("geometry")(geometry.geometry)
+app.command("measure", cls=measure.ManyValues)(measure.measure)
 app.command("merge")(merge.merge)
 app.command("report")(report.report)
 app.add_typer(study.app, name="study")

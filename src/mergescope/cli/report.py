@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 
-def report(run_dir: Annotated[Path, typer.Argument(help="Run directory of a study.")]) -> None:
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="Run directory of a study or a measurement.")],
+) -> None:
     """Rebuild the figures and the HTML report from a run directory's results.
 
     [bold]Example:[/] mergescope report runs/digits-default
@@ -20,17 +22,14 @@ def show_report(run_dir: Path) -> None:
     """Build the report and print its summary and path.
 
     Args:
-        run_dir: run directory of a study.
+        run_dir: run directory of a study or a measurement.
     """
     from rich.console import Console
 
-    from mergescope.reports import build_report, summary_table, verdict_sentences
-    from mergescope.studies.rundir import RESULTS, read_rows
+    from mergescope.reports import build_report, summary_parts
 
     path = build_report(run_dir)
-    rows = read_rows(run_dir / RESULTS)
-    console = Console()
-    console.print(summary_table(rows))
-    for sentence in verdict_sentences(rows):
-        console.print(f"• {sentence}", highlight=False, markup=False)
+    console = Console(highlight=False)
+    for part in summary_parts(run_dir):
+        console.print(part)
     typer.echo(f"Report: {path}")

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergescope.errors import MergescopeError
-from mergescope.merging.configs import at_path, layer_count_path
+from mergescope.merging.configs import at_path, layer_count_path, sides_of
 
 _NUMBERED = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 
 EARLY = ("embed", "wte", "wpe", "shared", "conv_in", "patch", "class_token", "cls_token", "position")
 """Parts of names that come before the blocks; everything else outside comes after."""
+
+SHARED = ("relative_attention_bias", "rel_attn_embed")
+"""Parts of names of what the first block holds for its whole stack, in T5 and WavLM for example."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,31 @@ def main_stack(names: Iterable[str], config: Mapping[str, Any] | None, model: st
             f"{model} has no numbered blocks, so layer_range means nothing there. Use models."
         )
     longest = [stack for stack, count in counts.items() if count == max(counts.values())]
+    if len({side for stack in counts for side in sides_of(stack)}) > 1:
+        longest = [stack for stack in counts if sides_of(stack)]  # whatever their lengths
     if len(longest) > 1:
         raise MergescopeError(
             f"{model} has several stacks of blocks ({', '.join(sorted(longest))}), so layer_range is ambiguous. "
-            "Use modules with one of these prefixes, or models."
+            "Put slices under modules with the prefix of one of them, and the rest of the model under other modules."
         )
     return longest[0]
+
+
+def shared_by_blocks(blocks: Mapping[int, Iterable[str]]) -> set[str]:
+    """What the first block of a stack holds for all of its blocks.
+
+    Args:
+        blocks: number of a block to the names of its tensors within it.
+
+    Returns:
+        Names within the first block, of tensors that no other block has.
+
+    Example:
+        >>> shared_by_blocks({0: ["q.weight", "relative_attention_bias.weight"], 1: ["q.weight"]})
+        {'relative_attention_bias.weight'}
+    """
+    others = {name for number, names in blocks.items() if number for name in names}
+    return {name for name in blocks.get(0, ()) if name not in others and any(part in name for part in SHARED)}
 
 
 def comes_before_blocks(name: str) -> bool:

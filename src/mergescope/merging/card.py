@@ -15,6 +15,8 @@ from mergescope.weights.references import parse_model_reference
 
 LICENCE_KEYS = ("license", "license_name", "license_link")
 
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
 
 def model_card(plan: Plan, digests: Mapping[str, str]) -> str:
     """Write the card.
@@ -29,7 +31,7 @@ def model_card(plan: Plan, digests: Mapping[str, str]) -> str:
         Markdown with YAML front matter.
     """
     recipe = plan.recipe
-    fronts = {name: front_matter(model) for name, model in plan.models.items()}
+    fronts = {name: front_matter(getattr(model, "directory", None)) for name, model in plan.models.items()}
     front: dict[str, Any] = {
         "base_model": list(
             dict.fromkeys(id for name, model in plan.models.items() for id in _ids(name, model))
@@ -68,32 +70,47 @@ def model_card(plan: Plan, digests: Mapping[str, str]) -> str:
         digest = digests.get(name, "not computed")
         lines.append(f"| `{name}`{role} | {commit} | `{digest}` | {licences.get(name, 'not stated')} |")
     lines += ["", f"Seed: {plan.seed}.", *(f"Note: {note}." for note in plan.notes)]
-    fence = "```"
-    while fence in recipe.text:
+    text, fence = recipe.text_with_seed(plan.seed).strip(), "```"
+    while fence in text:
         fence += "`"
-    lines += ["", "## Recipe", "", f"{fence}yaml", recipe.text.strip(), fence, ""]
+    lines += ["", "## Recipe", "", f"{fence}yaml", text, fence, ""]
     return "\n".join(lines)
 
 
-def _ids(name: str, model: Any) -> list[str]:
+def _ids(reference: str, model: Any) -> list[str]:
     # The Hub wants ids here, and refuses a card with a path.
-    if getattr(model, "commit", None) is None:
-        return [model.name]
-    parts = parse_model_reference(name)
-    return [part for part in (parts.model, parts.lora) if part]
+    adapter = getattr(model, "adapter", None)
+    if adapter is None:
+        return _origin(model, model.name, model.config)
+    lora = parse_model_reference(reference).lora if adapter.commit else None
+    return [
+        *_origin(model.base, model.base.name, model.base.config),
+        *_origin(adapter, lora or adapter.tensors.name, None),
+    ]
 
 
-def front_matter(model: Any) -> dict[str, Any]:
+def _origin(files: Any, name: str, config: Mapping[str, Any] | None) -> list[str]:
+    # Of local files, the ids that their configuration or card says they come from, else their name.
+    if files.commit is not None:
+        return [name]
+    stated = front_matter(files.directory).get("base_model")
+    for said in ([(config or {}).get("_name_or_path")], stated if isinstance(stated, list) else [stated]):
+        ids = [text for text in said if isinstance(text, str) and _HUB_ID.fullmatch(text)]
+        if ids and not any(Path(text).exists() for text in ids):
+            return ids
+    return [name]
+
+
+def front_matter(directory: Path | None) -> dict[str, Any]:
     """The YAML front matter of a model's card.
 
     Args:
-        model: a checkpoint.
+        directory: the model's.
 
     Returns:
         Its keys; empty if there is no card or it has none.
     """
-    directory = getattr(model, "directory", None)
-    path = Path(directory) / "README.md" if directory else None
+    path = directory / "README.md" if directory else None
     if path is None or not path.is_file():
         return {}
     parts = re.match(

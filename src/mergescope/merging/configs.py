@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
@@ -66,6 +66,43 @@ def at_path(config: Mapping[str, Any] | None, path: Sequence[str]) -> Any:
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
+
+
+def sides_of(stack: str) -> list[str]:
+    """Which side of an encoder-decoder model a stack may be, by its name.
+
+    Args:
+        stack: name of the numbered list.
+
+    Returns:
+        ``["encoder"]``, ``["decoder"]``, or an empty list for neither.
+
+    Example:
+        >>> sides_of("model.encoder.layers"), sides_of("model.layers")
+        (['encoder'], [])
+    """
+    return [side for side in SIDES if side in stack.split(".")]
+
+
+def count_both_sides(config: dict[str, Any], stacks: Iterable[str]) -> None:
+    """Give the decoder a layer count of its own where one number counts for both sides, in place.
+
+    T5's ``num_layers`` is also the decoder's until there is ``num_decoder_layers``: changing it for
+    a new encoder would change the decoder too.
+
+    Args:
+        config: ``config.json`` of the output, its counts still those of the models.
+        stacks: names of the output's numbered lists.
+
+    Example:
+        >>> config = {"num_layers": 2}
+        >>> count_both_sides(config, ["encoder.block", "decoder.block"])
+        >>> config
+        {'num_layers': 2, 'num_decoder_layers': 2}
+    """
+    counted = {side: layer_count_path(config, stack) for stack in stacks for side in sides_of(stack)}
+    if counted == {"encoder": ("num_layers",), "decoder": ("num_layers",)}:
+        config["num_decoder_layers"] = config["num_layers"]
 
 
 def restack(

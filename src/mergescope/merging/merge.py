@@ -28,10 +28,10 @@ RECIPE_FILE = "mergescope.yml"
 
 
 def merge(
-    recipe: Recipe | str | os.PathLike[str] | Mapping[str, Any],
+    recipe: Plan | Recipe | str | os.PathLike[str] | Mapping[str, Any],
     out: str | os.PathLike[str],
     *,
-    seed: int = 0,
+    seed: int | None = None,
     threads: int | None = None,
     max_shard_size: int | str = MAX_SHARD_BYTES,
     overwrite: bool = False,
@@ -48,9 +48,10 @@ def merge(
     or not at all.
 
     Args:
-        recipe: a recipe, a YAML file or text, or a mapping of the same structure.
+        recipe: a recipe, a YAML file or text, a mapping of the same structure, or a plan made of one.
         out: the directory to make.
-        seed: of methods that draw random numbers; results depend on nothing else.
+        seed: of methods that draw random numbers; results depend on nothing else. By default the
+            recipe's, or 0.
         threads: tensors merged at once; by default one a core, at most 8.
         max_shard_size: bytes, or text such as ``"5GB"``.
         overwrite: replace an existing directory.
@@ -79,48 +80,13 @@ def merge(
         ...         {"model": f"{folder}/b", "parameters": {"weight": 1}}]}, f"{folder}/merged")
         ...     ms.Checkpoint(out).tensor("w")
         tensor([2., 2.])
-    """  # noqa: DOC502 (raised by what this calls)
-    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    return run_plan(
-        make_plan(recipe, seed=seed), out, threads=threads, max_shard_size=max_shard_size, overwrite=overwrite,
-        resume=resume, digests=digests, calibration=calibration, network=network, progress=progress,
-    )  # fmt: skip
-
-
-def run_plan(
-    plan: Plan,
-    out: str | os.PathLike[str],
-    *,
-    threads: int | None = None,
-    max_shard_size: int | str = MAX_SHARD_BYTES,
-    overwrite: bool = False,
-    resume: bool = False,
-    digests: bool = True,
-    calibration: Iterable[Any] | None = None,
-    network: nn.Module | None = None,
-    progress: bool = True,
-) -> Path:
-    """Carry out a plan; arguments as of [`merge`][].
-
-    Args:
-        plan: the plan.
-        out: the directory to make.
-        threads: tensors merged at once.
-        max_shard_size: bytes, or text such as ``"5GB"``.
-        overwrite: replace an existing directory.
-        resume: go on from what an interrupted merge left.
-        digests: put content digests of the parents into the model card.
-        calibration: batches on which BatchNorm statistics are re-estimated.
-        network: the network that is run for it.
-        progress: show a bar on a terminal.
-
-    Returns:
-        The directory.
-
-    Raises:
-        CheckpointError: the output exists or is an input, or an input is damaged.
-        DiskError: the disk is full or can't be written; a later merge can go on.
     """  # noqa: DOC501, DOC502 (raised again, or by what this calls)
+    if not isinstance(recipe, Plan):
+        plan = make_plan(recipe if isinstance(recipe, Recipe) else read_recipe(recipe), seed=seed)
+    elif seed is None:
+        plan = recipe
+    else:
+        raise MergescopeError("A plan has its seed already: give the seed to make_plan.")
     target = Path(os.path.realpath(out))
     recover(target)
     require_free(plan, target, overwrite)
@@ -133,14 +99,20 @@ def run_plan(
     try:
         partial = PartialMerge(target, f"{plan.digest} {limit}", resume)
         _require_room(plan, partial)
+        side = partial.folder / "side"  # a tokenizer that can't be made is found before tensors are merged
+        shutil.rmtree(side, ignore_errors=True)
+        side.mkdir()
+        _write_side_files(plan, side)
         parents = Parents() if digests else None
         write_tensors(plan, partial, parents, threads=threads, max_shard_bytes=limit, progress=progress)
-        _write_side_files(plan, partial.folder)
+        shutil.copytree(side, partial.folder, dirs_exist_ok=True)
+        shutil.rmtree(side)
         if calibration is not None and plan.statistics:
             _reestimate(partial.folder, calibration, network)
         found = parents.digests(plan, threads) if parents else {}
         (partial.folder / "README.md").write_text(model_card(plan, found), encoding="utf-8")
-        (partial.folder / RECIPE_FILE).write_text(_recipe_text(plan), encoding="utf-8")
+        text = plan.recipe.text_with_seed(plan.seed)
+        (partial.folder / RECIPE_FILE).write_text(text, encoding="utf-8")
         partial.publish()
     except MergescopeError as error:
         if partial is not None and not isinstance(error, DiskError):
@@ -231,12 +203,6 @@ def _write_side_files(plan: Plan, folder: Path) -> None:
         home = plan.recipe.base_model or plan.recipe.references[0]
         changed = plan.alignment.config(json.loads(generation.read_text()), home)
         generation.write_text(json.dumps(changed, indent=2) + "\n")
-
-
-def _recipe_text(plan: Plan) -> str:
-    text = plan.recipe.text.rstrip() + "\n"
-    hint = f"# Merged with --seed {plan.seed}\n"
-    return text if not plan.recipe.method.random or text.startswith(hint) else hint + text
 
 
 def _reestimate(folder: Path, calibration: Iterable[Any], network: nn.Module | None) -> None:

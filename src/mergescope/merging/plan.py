@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from mergescope._version import __version__
-from mergescope.errors import CheckpointError, MismatchError
+from mergescope.errors import CheckpointError, MergescopeError, MismatchError
 from mergescope.merging.methods import Method, Values
 from mergescope.merging.recipe import Recipe
 from mergescope.merging.streams import CHUNK, Rows, Stream
 from mergescope.weights.point import TensorSpec
+from mergescope.weights.stores import files_identity
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,8 @@ class Plan:
             [(job.name, str(job.spec), job.labels, job.copy, repr(job.values)) for job in self.jobs],
         ]  # fmt: skip
         if self.alignment is not None:
-            parts.append([_stamp(path) for model in self.models.values() for path in _tokenizer_files(model)])
+            files = [path for model in self.models.values() for path in _tokenizer_files(model)]
+            parts.append(files_identity(files))
         return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
@@ -163,11 +165,6 @@ def _tokenizer_files(model: Any) -> list[Path]:
     )
 
 
-def _stamp(path: Path) -> str:
-    stat = path.stat()
-    return f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-
-
 def _plain_rows(job: Job) -> Iterator[Any]:
     for rows in (*job.models, *([job.base] if job.base is not None else [])):
         inner = getattr(rows, "source", rows)
@@ -175,12 +172,12 @@ def _plain_rows(job: Job) -> Iterator[Any]:
             yield inner
 
 
-def make_plan(recipe: Recipe, *, seed: int = 0, opened: Mapping[str, Any] | None = None) -> Plan:
+def make_plan(recipe: Recipe, *, seed: int | None = None, opened: Mapping[str, Any] | None = None) -> Plan:
     """Open the models of a recipe and plan every tensor of the output.
 
     Args:
         recipe: the recipe.
-        seed: of random methods.
+        seed: of random methods; by default the recipe's, or 0.
         opened: checkpoints by reference, for models that are in memory.
 
     Returns:
@@ -189,18 +186,22 @@ def make_plan(recipe: Recipe, *, seed: int = 0, opened: Mapping[str, Any] | None
     Raises:
         CheckpointError: models can't be opened; all such are named.
         MismatchError: models differ where they must not, or layer ranges don't fit; everything is named.
+        MergescopeError: the seed is negative.
     """  # noqa: DOC502 (raised by what this calls)
     from mergescope.merging.planner import Planner
 
-    models = open_models(recipe.references, opened or {})
+    seed = (recipe.seed or 0) if seed is None else seed
+    if seed < 0:
+        raise MergescopeError(f"A seed is a non-negative integer, got {seed}.")
+    models = open_models(recipe, opened or {})
     planner = Planner(recipe, models, seed)
     jobs = planner.jobs()
-    if planner.problems:
-        count = len(planner.problems)
+    if planner.problems.found:
+        count = len(planner.problems.found)
         raise MismatchError(
             f"{recipe.name}: the models can't be merged so, {count} problem{'s' if count > 1 else ''}:",
-            planner.problems,
-            planner.advice(),
+            planner.problems.found,
+            planner.problems.advice,
         )
     return Plan(
         recipe, models, jobs, planner.config(jobs), planner.home, seed, planner.alignment, planner.notes,
@@ -208,30 +209,31 @@ def make_plan(recipe: Recipe, *, seed: int = 0, opened: Mapping[str, Any] | None
     )  # fmt: skip
 
 
-def open_models(references: Iterable[str], opened: Mapping[str, Any]) -> dict[str, Any]:
+def open_models(recipe: Recipe, opened: Mapping[str, Any]) -> dict[str, Any]:
     """Open every model that a recipe names.
 
     Args:
-        references: ``path_or_id[@revision][+lora[@revision]]``.
+        recipe: the recipe.
         opened: those that are open already.
 
     Returns:
-        Reference to checkpoint, in that order.
+        Reference to checkpoint, in the recipe's order.
 
     Raises:
         CheckpointError: some can't be opened; all are named.
     """
     from mergescope.weights.references import open_model
 
+    lines = {source.model: source.line for _, part in recipe.slices for source in part.sources}
     models, errors = {}, []
-    for name in references:
+    for name in recipe.references:
         try:
             models[name] = opened[name] if name in opened else open_model(name)
         except CheckpointError as error:  # noqa: PERF203 (opening a file takes far longer)
-            errors.append(error)
-    if len(errors) > 1:
-        told = "\n".join(f"  - {error}" for error in errors)
-        raise CheckpointError(f"{len(errors)} models can't be opened:\n{told}")
+            line = lines.get(name)
+            errors.append(f"line {line}: {error}" if line else str(error))
     if errors:
-        raise errors[0]
+        count = f"{len(errors)} models" if len(errors) > 1 else "a model"
+        told = "\n".join(f"  - {error}" for error in errors)
+        raise CheckpointError(f"{recipe.name}: {count} can't be opened:\n{told}")
     return models

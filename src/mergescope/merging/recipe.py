@@ -6,7 +6,9 @@ with a near match, and all errors of a recipe are told at once, each with its li
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +105,7 @@ class Recipe:
         chat_template: ``"auto"``, a built-in name or Jinja text, or None.
         text: the YAML, kept for the model card.
         name: of the file, for messages.
+        seed: of methods that draw random numbers, or None; ours, mergekit has none.
     """
 
     method: Method
@@ -115,6 +118,7 @@ class Recipe:
     chat_template: str | None = None
     text: str = ""
     name: str = "recipe"
+    seed: int | None = None
 
     @property
     def slices(self) -> Iterator[tuple[Module, Slice]]:
@@ -129,6 +133,36 @@ class Recipe:
             named += [part.base_model] if part.base_model else []
             named += [source.model for source in part.sources]
         return list(dict.fromkeys(named))
+
+    def text_with_seed(self, seed: int) -> str:
+        r"""The YAML of a recipe that gives the same merge without further options.
+
+        Args:
+            seed: with which the merge is made.
+
+        Returns:
+            The text as written; if the seed is another one than it says, with that seed.
+
+        Example:
+            >>> recipe = read_recipe("merge_method: passthrough  # copies\nmodels: [{model: a}]\n")
+            >>> print(recipe.text_with_seed(7), end="")
+            merge_method: passthrough  # copies
+            models: [{model: a}]
+            seed: 7
+        """
+        import yaml
+
+        text = self.text.removeprefix("\ufeff")
+        text += "" if text.endswith("\n") else "\n"
+        if seed == (self.seed or 0):
+            return text
+        wanted = {**yaml.safe_load(text), "seed": seed}
+        # A recipe may be written in ways in which a line more or less means something else.
+        for edited in (re.sub(r"(?m)^seed\b.*$", f"seed: {seed}", text), f"{text}seed: {seed}\n"):
+            with contextlib.suppress(yaml.YAMLError):
+                if yaml.safe_load(edited) == wanted:
+                    return edited
+        return yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
 
 
 def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:

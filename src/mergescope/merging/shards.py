@@ -20,11 +20,10 @@ import xxhash
 from mergescope.errors import CheckpointError
 from mergescope.weights.files import INDEX, SINGLE
 from mergescope.weights.point import TensorSpec
+from mergescope.weights.stores import DTYPES
 
-TAGS = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
+TAGS = {dtype: tag for tag, dtype in DTYPES.items() if dtype.itemsize > 1 or not dtype.is_floating_point}
+"""The format's names of dtypes. Floats of 8 bits are read only: their scales are other tensors."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Shards:
         folder: where to write.
         specs: name, shape and dtype of every tensor, in order.
         metadata: strings for each header, beside ``{"format": "pt"}``.
-        max_shard_bytes: a new file begins before this is exceeded.
+        max_shard_bytes: a new file begins before this is exceeded; None for a single file.
         keep: leave what the files hold already (when resuming).
 
     Raises:
@@ -62,7 +61,7 @@ class Shards:
         folder: Path,
         specs: Iterable[tuple[str, TensorSpec]],
         metadata: Mapping[str, str],
-        max_shard_bytes: int,
+        max_shard_bytes: int | None,
         keep: bool = False,
     ) -> None:
         self.folder = folder
@@ -75,7 +74,7 @@ class Shards:
                 raise CheckpointError(
                     f"The tensor {name!r} has the dtype {spec.dtype}, which can't be written."
                 )
-            if groups[-1] and size + spec.nbytes > max_shard_bytes:
+            if groups[-1] and max_shard_bytes is not None and size + spec.nbytes > max_shard_bytes:
                 groups.append([])
                 size = 0
             groups[-1].append((name, spec))
@@ -176,14 +175,14 @@ def replace_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         folder: holds safetensors files.
         tensors: name to new values.
     """
-    types = {tag: dtype for dtype, tag in TAGS.items()}
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("r+b") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
             for name in header.keys() & tensors.keys():
-                values = tensors[name].detach().cpu().to(types[header[name]["dtype"]]).contiguous()
+                values = tensors[name].detach().cpu().to(DTYPES[header[name]["dtype"]]).contiguous()
                 write_all(stream.fileno(), raw_bytes(values), 8 + length + header[name]["data_offsets"][0])
+            os.fsync(stream.fileno())
 
 
 def write_all(handle: int, data: bytes | memoryview, offset: int) -> None:

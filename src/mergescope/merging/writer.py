@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from mergescope.errors import CheckpointError, PointError
+from mergescope.merging.shards import Shards
 from mergescope.weights import Point
-from mergescope.weights.files import SINGLE, atomic_directory
+from mergescope.weights.files import atomic_directory
 from mergescope.weights.point import TensorSource
 
 SIDE_FILES = (
@@ -25,12 +25,6 @@ SIDE_FILES = (
     "*_Pooling/config.json", "*.py",
 )  # fmt: skip
 """Files beside the weights that make a Hugging Face directory load; copied from the base."""
-
-_TAGS = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-    torch.bool: "BOOL",
-}  # fmt: skip
 
 
 def save(
@@ -98,9 +92,12 @@ def save(
                 (folder / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
             elif home is not None:
                 copy_side_files(home, folder)
-            header = {"format": "pt", "mergescope.point": str(point), **(metadata or {})}
-            with (folder / SINGLE).open("wb") as stream:
-                write_safetensors(stream, point, header)
+            header = {"mergescope.point": str(point), **(metadata or {})}
+            shards = Shards(folder, point.spec.items(), header, max_shard_bytes=None)
+            try:
+                _write_tensors(shards, point)
+            finally:
+                shards.close(flush=False)  # the directory is flushed before it appears
     except FileExistsError:
         raise CheckpointError(f"{target} exists. Choose another directory, or pass overwrite=True.") from None
     except OSError as error:
@@ -111,40 +108,16 @@ def save(
     return target
 
 
-def write_safetensors(stream: BinaryIO, point: Point, metadata: Mapping[str, str]) -> None:
-    """Stream a point in the safetensors format.
-
-    Args:
-        stream: an open binary file.
-        point: what to write.
-        metadata: strings for the header.
-
-    Raises:
-        CheckpointError: a tensor is NaN or infinite, or of a dtype the format lacks here.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    offset = 0
-    for key, spec in point.spec.items():
-        if spec.dtype not in _TAGS:
-            raise CheckpointError(f"The tensor {key!r} has the dtype {spec.dtype}, which can't be written.")
-        header[key] = {
-            "dtype": _TAGS[spec.dtype],
-            "shape": list(spec.shape),
-            "data_offsets": [offset, offset + spec.nbytes],
-        }
-        offset += spec.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    stream.write(struct.pack("<Q", len(text)) + text)
+def _write_tensors(shards: Shards, point: Point) -> None:
     for key in point.spec:
-        tensor = point.tensor(key).contiguous()
+        tensor = point.tensor(key)
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             names = ", ".join(source.name for source in point.checkpoints)
             raise CheckpointError(
                 f"The tensor {key!r} of {point!r} is NaN or infinite, so nothing was written. "
                 f"Look for damaged weights in: {names}."
             )
-        stream.write(tensor.flatten().view(torch.uint8).numpy().data)
+        shards.write(key, 0, tensor.contiguous())
 
 
 def _by_weight(point: Point) -> list[TensorSource]:

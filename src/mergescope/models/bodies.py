@@ -7,10 +7,13 @@ head stays what it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from mergescope.errors import MismatchError
@@ -37,6 +40,9 @@ class Body:
 def shared_body(network: nn.Module, models: Sequence[Any], layers: Sequence[str]) -> Body:
     """Find the tensors that all models have, under a network's names.
 
+    A head that differs in one tensor is a head as a whole: its other tensors are no part of the
+    body either, even if their shapes agree.
+
     Args:
         network: one model's network; its head is kept as it is.
         models: checkpoints.
@@ -47,27 +53,31 @@ def shared_body(network: nn.Module, models: Sequence[Any], layers: Sequence[str]
 
     Raises:
         MismatchError: a tensor of the blocks, or before them, is missing or of another shape; all are named.
+
+    Example:
+        >>> from mergescope import Checkpoint
+        >>> nets = [nn.Sequential(nn.Linear(2, 3), nn.Linear(3, classes)) for classes in (2, 5)]
+        >>> models = [Checkpoint(net.state_dict(), name=name) for net, name in zip(nets, "ab")]
+        >>> body = shared_body(nets[0], models, ["0"])
+        >>> list(body.models[0].spec), sorted(body.fixed)
+        (['0.weight', '0.bias'], ['1.bias', '1.weight'])
     """
     entries = network.state_dict(keep_vars=True)
+    found = [matching_keys(network, model) for model in models]
     maps = [
-        {
-            name: key
-            for name, key in matching_keys(network, model).items()
-            if model.spec[key].shape == tuple(entries[name].shape)
-        }
-        for model in models
+        {name: key for name, key in keys.items() if model.spec[key].shape == tuple(entries[name].shape)}
+        for model, keys in zip(models, found, strict=True)
     ]
-    common = [name for name in entries if all(name in found for found in maps)]
+    tied = _tied(entries, models, maps)
     blocks = tuple(f"{layer}." for layer in layers if layer != OUTPUT)
     last = max((place for place, name in enumerate(entries) if name.startswith(blocks)), default=-1)
-    names = list(entries)
+    body = list(entries)[: last + 1]
     problems = [
-        f"{name}: {'missing' if key is None else list(model.spec[key].shape)} in {model.name}, "
-        f"{list(entries[name].shape)} in {type(network).__name__}"
-        for model, found in zip(models, maps, strict=True)
-        for name in names[: last + 1]
-        if name not in found
-        for key in [matching_keys(network, model).get(name)]
+        problem
+        for model, keys, fitting in zip(models, found, maps, strict=True)
+        for problem in _problems(
+            network, model, keys, [name for name in body if name not in fitting and name not in tied]
+        )
     ]
     if problems or last < 0:
         raise MismatchError(
@@ -75,14 +85,63 @@ def shared_body(network: nn.Module, models: Sequence[Any], layers: Sequence[str]
             problems or ["its blocks hold no tensors"],
             "Measure models that were fine-tuned from one base, with the same vocabulary.",
         )
+    common = {name for name in entries if name not in tied and all(name in fitting for fitting in maps)}
+    heads = {_top(name) for name in entries if name not in common and name not in tied}
+    heads -= {_top(name) for name in body}
+    common = {name for name in common if _top(name) not in heads}
     views = tuple(
-        Selection(model, {name: found[name] for name in common})
-        for model, found in zip(models, maps, strict=True)
+        Selection(model, {name: fitting[name] for name in entries if name in common})
+        for model, fitting in zip(models, maps, strict=True)
     )
-    left_out = {
-        model.name: tuple(key for key in model.spec if key not in set(view.names.values()))
-        for model, view in zip(models, views, strict=True)
-    }
+    left_out = {}
+    for model, view, fitting in zip(models, views, maps, strict=True):
+        used = {*view.names.values(), *(fitting[name] for name in tied if name in fitting)}
+        left_out[model.name] = tuple(key for key in model.spec if key not in used)
     return Body(
-        views, frozenset(entries) - set(common), {name: keys for name, keys in left_out.items() if keys}
+        views,
+        frozenset(entries) - common - tied,
+        {name: keys for name, keys in left_out.items() if keys},
     )
+
+
+def _tied(
+    entries: Mapping[str, torch.Tensor], models: Sequence[Any], maps: Sequence[Mapping[str, str]]
+) -> set[str]:
+    """Entries that follow from another one, as a head that is the embedding: models save them or not.
+
+    Returns:
+        Their names, without the first of each group, which all models must have.
+    """
+    firsts: dict[int, str] = {}
+    tied = set()
+    for name, entry in entries.items():
+        first = firsts.setdefault(id(entry), name)
+        if first != name and all(_same(*both, first, name) for both in zip(models, maps, strict=True)):
+            tied.add(name)
+    return tied
+
+
+def _same(model: Any, fitting: Mapping[str, str], first: str, name: str) -> bool:
+    if first not in fitting:
+        return False
+    one, two = fitting[first], fitting.get(name, fitting[first])
+    return one == two or torch.equal(model.tensor(one), model.tensor(two))
+
+
+def _problems(network: nn.Module, model: Any, keys: Mapping[str, str], lacking: Sequence[str]) -> list[str]:
+    entries, kind = network.state_dict(), type(network).__name__
+    if not keys:
+        first = next(iter(model.spec), "nothing")
+        return [f"{model.name} has no tensor of {kind}, not even {next(iter(entries))} (it has {first} ...)"]
+    # Blocks are alike: a line for all of them.
+    lines = Counter(
+        f"{re.sub(r'[0-9]+', '*', name)}: "
+        f"{list(model.spec[keys[name]].shape) if name in keys else 'missing'} in {model.name}, "
+        f"{list(entries[name].shape)} in {kind}"
+        for name in lacking
+    )
+    return [line + (f" ({count} times)" if count > 1 else "") for line, count in lines.items()]
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,3 +84,48 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {key: to_device(item, device) for key, item in value.items()}
     return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def dummy_inputs(model: nn.Module, tokens: int = 8) -> dict[str, torch.Tensor]:
+    """One sample of the right shape for a network, without meaning.
+
+    Args:
+        model: a model of transformers, or one of this package's networks.
+        tokens: length of a text.
+
+    Returns:
+        Arguments of its ``forward``, for one sample: ``input_ids`` and ``attention_mask``
+        ``(1, tokens)``, ``pixel_values`` ``(1, channels, height, width)``, both for a model of texts
+        and images, or the images of this package's networks.
+
+    Raises:
+        DataError: it takes neither texts nor images.
+
+    Example:
+        >>> from mergescope.models import MLP
+        >>> dummy_inputs(MLP((784, 100, 10)))["x"].shape
+        torch.Size([1, 784])
+    """
+    settings: Any = getattr(model, "settings", None)
+    if isinstance(settings, dict) and "sizes" in settings:
+        return {"x": torch.zeros(1, settings["sizes"][0])}
+    if isinstance(settings, dict) and "image" in settings:
+        return {"x": torch.zeros(1, settings["channels"], settings["image"], settings["image"])}
+    taken = inspect.signature(model.forward).parameters
+    main = getattr(model, "main_input_name", None)
+    inputs = {}
+    if main == "input_ids":
+        inputs = {"input_ids": torch.ones(1, tokens).long()}
+        if "attention_mask" in taken:
+            inputs["attention_mask"] = torch.ones(1, tokens).long()
+    if "pixel_values" in taken:
+        config: Any = model.config
+        config = getattr(config, "vision_config", config)
+        side = getattr(config, "image_size", 224)
+        size = (side, side) if isinstance(side, int) else tuple(side)
+        inputs["pixel_values"] = torch.zeros(1, getattr(config, "num_channels", 3), *size)
+    if not inputs:
+        raise DataError(
+            f"{type(model).__name__} takes {main or ', '.join(taken)}, of which no sample can be made up."
+        )
+    return inputs

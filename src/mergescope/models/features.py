@@ -8,11 +8,11 @@ length and are padded. What counts as *the* feature of a sample is a choice:
 | ``all`` | every token that counts, one after another; padding is zero and so adds nothing |
 | ``mean`` | mean over the tokens that count |
 | ``last`` | the last token that counts |
-| ``cls`` | the first token |
+| ``cls`` | the first token that is not padding |
 | ``each`` | every token that counts is a sample of its own |
 
 Tokens that count are those of ``token_mask`` in a batch (to leave out a prompt), else those of
-``attention_mask``, else all.
+``attention_mask`` (of an encoder-decoder's decoder: ``decoder_attention_mask``), else all.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CHOICES = {
     "all": "every token that counts, one after another",
     "mean": "mean over the tokens that count",
     "last": "the last token that counts",
-    "cls": "the first token",
+    "cls": "the first token that is not padding",
     "each": "every token that counts as a sample of its own",
 }
 
@@ -123,7 +123,9 @@ class Features:
             so its output is that of the first generated token.
         """
         if not isinstance(inputs, Mapping):
-            return call_model(model, inputs)
+            if self.kind not in ("decoder", "encoder-decoder"):
+                return call_model(model, inputs)
+            inputs = {"input_ids": inputs}
         arguments = {key: value for key, value in inputs.items() if key != TOKEN_MASK}
         if self.kind == "encoder-decoder" and "decoder_input_ids" not in arguments:
             ids = arguments["input_ids"]
@@ -147,7 +149,7 @@ class Features:
             LayerError: the layer's output has no tokens to choose from.
         """
         if value.ndim < 3:
-            return value.flatten(1)
+            return value.unsqueeze(-1).flatten(1)  # one number a sample is a vector, too
         if self.kind == "plain" or (self.kind == "image" and value.ndim == 4):
             if self.choice not in ("all", "mean"):
                 raise LayerError(
@@ -156,25 +158,28 @@ class Features:
                 )
             return value.flatten(1) if self.choice == "all" else value.flatten(2).mean(2)
         value = value.flatten(2)
-        mask = self._mask(value, inputs)
-        if self.choice == "all":
-            return (value if mask is None else value * mask.unsqueeze(-1)).flatten(1)
+        places = torch.arange(len(value), device=value.device)
         if self.choice == "cls":
-            return value[:, 0]
+            mask = self._mask(layer, value, inputs, prompt=True)
+            return value[:, 0] if mask is None else value[places, mask.int().argmax(1)]
+        mask = self._mask(layer, value, inputs)
         if self.choice == "each":
-            return value.flatten(0, 1) if mask is None else value[mask.bool()]
-        if mask is None:
-            return value.mean(1) if self.choice == "mean" else value[:, -1]
-        if self.choice == "mean":
-            # A product and not a sum over a masked copy: one pass, and no inf * 0 in half precision.
-            weights = mask.to(value.dtype) / mask.sum(1, keepdim=True).clamp_min(1).to(value.dtype)
-            return torch.einsum("bt,btd->bd", weights, value)
-        return value[torch.arange(len(value), device=value.device), _last(mask)]
+            return value.flatten(0, 1) if mask is None else value[mask]
+        if self.choice == "last":
+            return value[:, -1] if mask is None else value[places, _last(mask)]
+        if mask is not None:  # filled and not multiplied: whatever stands at padding, even NaN, is left out
+            value = value.masked_fill(~mask.unsqueeze(-1), 0)
+        if self.choice == "all":
+            return value.flatten(1)
+        # Half precision would round every sum of tokens.
+        sums = value.sum(1, dtype=torch.promote_types(value.dtype, torch.float32))
+        return sums / (value.shape[1] if mask is None else mask.sum(1, keepdim=True).clamp_min(1))
 
-    def units(self, value: torch.Tensor, inputs: Any) -> torch.Tensor | None:
+    def units(self, layer: str, value: torch.Tensor, inputs: Any) -> torch.Tensor | None:
         """Which sample each row of [`Features.rows`][] belongs to.
 
         Args:
+            layer: its name.
             value: a layer's output.
             inputs: of the batch.
 
@@ -184,18 +189,23 @@ class Features:
         if self.choice != "each" or value.ndim < 3 or self.kind == "plain":
             return None
         samples, tokens = value.shape[:2]
-        mask = self._mask(value, inputs)
+        mask = self._mask(layer, value, inputs)
         index = torch.arange(samples, device=value.device).unsqueeze(1).expand(samples, tokens)
-        return index.flatten() if mask is None else index[mask.bool()]
+        return index.flatten() if mask is None else index[mask]
 
-    def _mask(self, value: torch.Tensor, inputs: Any) -> torch.Tensor | None:
+    def _mask(
+        self, layer: str, value: torch.Tensor, inputs: Any, prompt: bool = False
+    ) -> torch.Tensor | None:
         if not isinstance(inputs, Mapping):
             return None
-        for name in (TOKEN_MASK, "attention_mask", "decoder_attention_mask"):
+        names: tuple[str, ...] = ("attention_mask",) if prompt else (TOKEN_MASK, "attention_mask")
+        # A decoder's tokens are those of the decoder's input, which the other masks don't describe.
+        if self.kind == "encoder-decoder" and (layer == OUTPUT or "decoder" in layer.split(".")):
+            names = ("decoder_attention_mask",)
+        for name in names:
             mask = inputs.get(name)
-            # A decoder's map is as long as the decoder's input, which these masks don't describe.
             if mask is not None and mask.shape == value.shape[:2]:
-                return mask
+                return mask.bool()
         return None
 
     def output(self, result: Any, inputs: Any, labels: torch.Tensor | None) -> torch.Tensor | NextTokens:
@@ -216,6 +226,11 @@ class Features:
         value = feature_of(result, OUTPUT)
         if self.kind == "decoder" and value.ndim == 3 and hasattr(result, "logits"):
             return self._next_tokens(value, inputs, labels)
+        if self.kind == "encoder-decoder" and labels is not None and labels.ndim != 1:
+            raise DataError(
+                f"An encoder-decoder's labels are the first tokens that it should generate, (batch,), got "
+                f"{list(labels.shape)}. Give labels[:, 0], or leave labels out."
+            )
         return self.output_rows(result, inputs)
 
     def output_rows(self, result: Any, inputs: Any) -> torch.Tensor:
@@ -231,7 +246,7 @@ class Features:
         """
         value = feature_of(result, OUTPUT)
         if value.ndim < 3 or self.kind == "plain":
-            return value.flatten(1)
+            return value.unsqueeze(-1).flatten(1)
         choice = self.choice if self.choice in ("mean", "last", "cls") else None
         last = self.kind in ("decoder", "encoder-decoder")
         return Features(self.kind, choice or ("last" if last else "mean"), self.start).rows(
@@ -249,21 +264,22 @@ class Features:
             )
         wanted = wanted[:, 1:]
         counts = wanted >= 0
-        mask = self._mask(logits, inputs)
+        mask = self._mask(OUTPUT, logits, inputs)
         if mask is not None:
-            counts = counts & mask[:, 1:].bool()
+            counts = counts & mask[:, 1:]
+        mask = self._mask(OUTPUT, logits, inputs, prompt=True)
+        if mask is not None:  # nothing is predicted from padding: sides of padding make no difference
+            counts = counts & mask[:, :-1]
         losses, predicted = [], []
-        for row, target in zip(
-            logits[:, :-1], wanted.clamp_min(0), strict=True
-        ):  # float32 logits of one text only
+        # Float32 logits of one text at a time.
+        for row, target in zip(logits[:, :-1], wanted.clamp_min(0), strict=True):
             losses.append(F.cross_entropy(row.float(), target, reduction="none"))
             predicted.append(row.argmax(-1))
         return NextTokens(torch.stack(losses), torch.stack(predicted), wanted, counts)
 
 
 def _last(mask: torch.Tensor) -> torch.Tensor:
-    positions = torch.arange(mask.shape[1], device=mask.device)
-    return (mask.bool() * (positions + 1)).argmax(1)
+    return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1)
 
 
 def kind_of_model(model: nn.Module) -> str:

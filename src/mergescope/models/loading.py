@@ -6,6 +6,8 @@ looks like a network.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -14,47 +16,71 @@ from typing import Any
 import torch
 from torch import nn
 
-from mergescope.errors import CheckpointError, MismatchError
+from mergescope.errors import CheckpointError, MergescopeError, MismatchError, did_you_mean
+from mergescope.models.architecture import FAILURES, Architecture, find_gguf
 from mergescope.models.nets import NETS, net_from_config
+from mergescope.models.quiet import quiet_transformers
 from mergescope.weights import Checkpoint, Point
 from mergescope.weights.lora import LoraCheckpoint
 from mergescope.weights.point import TensorSource
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-def load_model(source: str | os.PathLike[str] | Checkpoint, *, trust_remote_code: bool = False) -> nn.Module:
-    """Build the network of a checkpoint directory or hub id, with its weights, in eval mode.
+
+def load_model(
+    source: str | os.PathLike[str] | Checkpoint,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: torch.device | str = "cpu",
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """Build the network of a model, with its weights, in eval mode.
+
+    The class is the one that the model's own configuration names, so a fine-tune comes with its head.
 
     Args:
-        source: a directory with ``config.json``, a hub id ``org/name[@revision]``, or a
-            checkpoint read from one.
+        source: a directory with ``config.json``, a hub id ``org/name[@revision]``, a checkpoint
+            read from one, or a GGUF file (see [`load_gguf`][mergescope.models.gguf.load_gguf]).
+        dtype: of the weights: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for the one
+            that the model was saved in.
+        device: where to put it.
         trust_remote_code: let transformers run code that comes with the model.
 
     Returns:
-        The network, in float32, on the CPU.
+        The network.
 
     Raises:
-        CheckpointError: there is no usable ``config.json``.
+        CheckpointError: there is no usable configuration, or the files can't be read.
         MismatchError: keys or shapes don't fit the architecture; all are named.
+        MergescopeError: there is no such dtype or device.
     """  # noqa: DOC502 (raised by what this calls)
+    wanted, place = _dtype(dtype), _device(device)
+    if not isinstance(source, Checkpoint) and find_gguf(source) is not None:
+        return _from_transformers(Architecture.of(source), wanted, trust_remote_code, {}).to(place)
     checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
-    config = _config_of(checkpoint)
-    if config["model_type"] in NETS:
-        net = net_from_config(config)
+    architecture = Architecture.of(checkpoint)
+    if architecture.config["model_type"] in NETS:
+        net = net_from_config(architecture.config)
+        stored = (spec.dtype for spec in checkpoint.spec.values() if spec.dtype.is_floating_point)
+        net.to(place, wanted or next(stored, torch.float32))
         load_weights(net, checkpoint)
         return net.eval()
     if not isinstance(checkpoint, LoraCheckpoint):
-        return _from_transformers(checkpoint, config, trust_remote_code)
+        return _from_transformers(architecture, wanted, trust_remote_code, _shapes(checkpoint)).to(place)
     # transformers builds the base from its directory; the adapted weights then replace the base's.
-    model: Any = _from_transformers(checkpoint.base, config, trust_remote_code)
-    size = config.get("vocab_size")
-    if size is not None and size != (checkpoint.base.config or {}).get("vocab_size"):
+    base = Architecture.of(checkpoint.base)
+    model: Any = _from_transformers(base, wanted, trust_remote_code, _shapes(checkpoint.base))
+    size = architecture.config.get("vocab_size")
+    if size is not None and size != base.config.get("vocab_size"):
         model.resize_token_embeddings(size, mean_resizing=False)
     load_weights(model, checkpoint)
-    return model.eval()
+    return model.to(place).eval()
 
 
 def empty_model(source: str | os.PathLike[str] | Checkpoint, *, trust_remote_code: bool = False) -> nn.Module:
-    """The network of a checkpoint without memory for its parameters, for the streamed executor.
+    """The network of a model without memory for its parameters, for the streamed executor.
+
+    Only the configuration is read, so the weights need not be there.
 
     Args:
         source: as for [`load_model`][].
@@ -65,67 +91,99 @@ def empty_model(source: str | os.PathLike[str] | Checkpoint, *, trust_remote_cod
         that follow from the configuration) as they should be.
 
     Raises:
-        CheckpointError: there is no usable ``config.json``.
+        CheckpointError: there is no usable configuration.
     """  # noqa: DOC502 (raised by what this calls)
+    return empty_network(Architecture.of(source), trust_remote_code=trust_remote_code)
+
+
+def empty_network(
+    architecture: Architecture, *, trust_remote_code: bool = False, **settings: Any
+) -> nn.Module:
+    """Build an architecture without memory for its parameters.
+
+    Args:
+        architecture: what to build.
+        trust_remote_code: as for [`load_model`][].
+        settings: as for [`Architecture.build`][mergescope.models.architecture.Architecture.build].
+
+    Returns:
+        As [`empty_model`][].
+    """
     from accelerate import init_empty_weights
 
-    checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
-    config = _config_of(checkpoint)
     with init_empty_weights(include_buffers=False):
-        if config["model_type"] in NETS:
-            return net_from_config(config).eval()
-        import transformers
-
-        settings: Any = transformers.AutoConfig.from_pretrained(
-            str(checkpoint.directory), local_files_only=True, trust_remote_code=trust_remote_code
-        )
-        named = getattr(transformers, (config.get("architectures") or [""])[0], None)
-        model: Any = named(settings) if named else transformers.AutoModel.from_config(settings)
+        model: Any = architecture.build(trust_remote_code=trust_remote_code, **settings)
     if hasattr(model, "tie_weights"):
         model.tie_weights()
     return model.eval()
 
 
-def _config_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    config = checkpoint.config
-    if config is None or "model_type" not in config:
-        raise CheckpointError(
-            f"{checkpoint.name} has no config.json with a model_type, so its architecture is unknown. "
-            "Give its directory, or build the network yourself and pass it as model=."
+def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    return {key: spec.shape for key, spec in checkpoint.spec.items()}
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    if dtype == "auto":
+        return None
+    found = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        known = [*DTYPES, "auto"]
+        raise MergescopeError(
+            f"A network can't be loaded in dtype={str(dtype)!r}.{did_you_mean(str(dtype), known)} "
+            f"Use one of {', '.join(known)}."
         )
-    return config
+    return found
 
 
-def _from_transformers(checkpoint: Checkpoint, config: dict[str, Any], trust_remote_code: bool) -> nn.Module:
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise MergescopeError(
+            f"device={str(device)!r} can't be used here: {str(error).splitlines()[0]} Use 'cpu', or a device "
+            "that this machine and this build of torch have."
+        ) from error
+
+
+def _from_transformers(
+    architecture: Architecture,
+    dtype: torch.dtype | None,
+    trust_remote_code: bool,
+    stored: Mapping[str, tuple[int, ...]],
+) -> nn.Module:
     import transformers
 
-    named = (config.get("architectures") or [None])[0]
-    loader: Any = getattr(transformers, named, None) if named else None
-    if loader is None:
-        loader = transformers.AutoModel
+    remote = {"trust_remote_code": True} if trust_remote_code else {}
+    place = str(architecture.directory)
+    # The bar of the GGUF conversion is tqdm's own, which no setting of transformers silences.
+    hidden = contextlib.nullcontext() if architecture.gguf is None else contextlib.redirect_stderr(io.StringIO())
     try:
-        model, info = loader.from_pretrained(
-            checkpoint.directory,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are reported below, by name
-            local_files_only=True,
-            **({"trust_remote_code": True} if trust_remote_code else {}),
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(
-            f"transformers can't build {checkpoint.name} (model_type {config['model_type']!r}) from "
-            f"{checkpoint.directory}: {error}"
-        ) from error
+        with quiet_transformers(), hidden:
+            loader: Any = architecture.named_class()
+            if architecture.gguf is not None:
+                remote["gguf_file"] = architecture.gguf.name  # type: ignore[assignment]
+                config = transformers.AutoConfig.from_pretrained(place, local_files_only=True, **remote)
+                loader = architecture.auto_class(config)
+            model, info = (loader or transformers.AutoModel).from_pretrained(
+                place,
+                dtype="auto" if dtype is None else dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are reported below, by name
+                local_files_only=True,
+                **remote,
+            )
+    except FAILURES as error:
+        raise architecture.failure(error) from error
     problems = [f"{key}: missing in the checkpoint" for key in sorted(info["missing_keys"])]
     problems += [f"{key}: not known to {type(model).__name__}" for key in sorted(info["unexpected_keys"])]
-    problems += [
-        f"{key}: {list(have)} in the checkpoint, {list(want)} in the network"
-        for key, have, want in sorted(info.get("mismatched_keys") or [])
-    ]
+    entries = model.state_dict()
+    for item in sorted(info.get("mismatched_keys") or []):
+        key, have = item[:2] if isinstance(item, tuple) else (item, stored.get(item))  # transformers 5 or 4
+        have = "another shape" if have is None else list(have)
+        problems.append(f"{key}: {have} in the checkpoint, {list(entries[key].shape)} in the network")
     if problems:
         raise MismatchError(
-            f"The checkpoint {checkpoint.name} ({checkpoint.directory}) does not fill "
+            f"The checkpoint {architecture.name} ({architecture.gguf or place}) does not fill "
             f"{type(model).__name__}:",
             problems,
             "It was saved by another class or another major version of transformers "

@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from mergescope.data.heads import CLASSES, TOKENS, head_of
 from mergescope.errors import MergescopeError
 from mergescope.models.features import Features
 from mergescope.models.layers import OUTPUT, find_layers
 from mergescope.protocols.barrier import Barrier, barrier
-from mergescope.protocols.linearity import COS_HOLDS, LayerLinearity, Linearity, LinearityTest, ctl, linearity
+from mergescope.protocols.linearity import Linearity, LinearityTest, ctl, linearity
+from mergescope.protocols.reasons import reason
 from mergescope.readings import InnerProducts, NextTokenLoss, Outputs, Reading, Summary, bootstrap
 from mergescope.tracing import Trace, trace
-from mergescope.weights import Point, lerp
-
-HEADS = ("For", "LMHead", "Classifier")
-"""In the names of classes whose output is logits. Others give embeddings, which predict nothing."""
+from mergescope.weights import Point
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,8 @@ class HeldOut:
         model: the network.
         owner: the fine-tune whose task it is; pairs without it are not measured on it. None: all are.
         fixed: the network's own head, where models share their bodies only.
-        logits: whether the network's output is logits; found out by its class if None.
+        logits: whether the network's output is logits of classes or next tokens; found out by its
+            class if None.
     """
 
     name: str
@@ -45,11 +45,26 @@ class HeldOut:
 
     @property
     def predicts(self) -> bool:
-        """Whether the largest output means something."""
-        if self.logits is not None:
-            return self.logits
-        features = Features.of(self.model)
-        return features.kind == "plain" or any(part in type(self.model).__name__ for part in HEADS)
+        """Whether the largest output means something: not for embeddings, scores or masked tokens."""
+        return self.reading() is not None
+
+    def reading(self) -> Outputs | NextTokenLoss | None:
+        """What reads the network's predictions.
+
+        Returns:
+            A new reading, or None if it predicts nothing.
+        """
+        kind, name = Features.of(self.model).kind, type(self.model).__name__
+        if self.logits is False:
+            return None
+        if kind == "plain":
+            return Outputs()
+        config: Any = self.model.config
+        target = head_of({**config.to_dict(), "architectures": [name]}, kind).target
+        generates = name.endswith("ForConditionalGeneration")  # an encoder-decoder's first token
+        if target == TOKENS or (generates and kind == "decoder"):
+            return NextTokenLoss()
+        return Outputs() if self.logits or generates or target == CLASSES else None
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,8 @@ class Settings:
     """What to measure.
 
     Attributes:
-        alphas: interpolation weights; the verdict is read off the one nearest to 0.5.
+        alphas: interpolation weights in [0, 1]; the verdict is read off the one nearest to 0.5. The ends
+            are the models themselves: they are in every pass, and no test.
         layers: as for [`trace`][mergescope.trace].
         features: what counts as a sample's feature.
         local: feed every layer the base's input as well, to see which one breaks linearity.
@@ -115,7 +131,7 @@ class Pair:
     @property
     def alpha(self) -> float:
         """The interpolation weight that the verdict is read off."""
-        return min(self.propagated, key=lambda alpha: abs(alpha - 0.5))
+        return _nearest_to_half(self.propagated)
 
     @property
     def middle(self) -> Linearity:
@@ -131,7 +147,7 @@ class Pair:
     @property
     def reason(self) -> str:
         """Why, in a sentence or two, with the layer that decides."""
-        return _reason(self.middle, self.local.get(self.alpha), self.barrier)
+        return reason(self.middle, self.local.get(self.alpha), self.barrier)
 
 
 @dataclass
@@ -155,6 +171,19 @@ class Measurement:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """A pair that is to be measured: its tests by alpha, and the data to measure it on."""
+
+    kind: str
+    a: str
+    b: str
+    left: Point
+    right: Point
+    tests: Mapping[float, LinearityTest]
+    data: tuple[HeldOut, ...]
+
+
 def measure(
     base: Any,
     models: Mapping[str, Any],
@@ -176,7 +205,7 @@ def measure(
         Everything measured.
 
     Raises:
-        MergescopeError: fewer than two models, or a pair without data.
+        MergescopeError: fewer than two models, equal names, a pair without data, or no alpha between 0 and 1.
 
     Example:
         >>> import torch, mergescope as ms
@@ -186,79 +215,149 @@ def measure(
         >>> found = measure(base, models, [HeldOut("noise", [torch.randn(5, 4)], net)])
         >>> [(pair.name, pair.kind) for pair in found.pairs]
         [('a + b', 'FT–FT'), ('base + a', 'PT–FT'), ('base + b', 'PT–FT')]
-    """
+    """  # noqa: DOC502 (raised by what this calls)
     settings = settings or Settings()
-    points = {name: Point.of(model) for name, model in models.items()}
-    start = None if base is None else Point.of(base)
-    label = None if base is None else _label(base)
-    if len(points) + (start is not None) < 2:
-        raise MergescopeError(
-            "Measuring linearity takes two models: a base and a fine-tune, or two fine-tunes."
-        )
-    wanted = [("FT–FT", a, b, points[a], points[b]) for a, b in combinations(points, 2)]
-    if start is not None and label is not None:
-        wanted += [("PT–FT", label, name, start, point) for name, point in points.items()]
-    plans = []
-    for kind, a, b, left, right in wanted:
-        tests = {float(alpha): ctl(left, right, alpha, start) for alpha in settings.alphas}
-        chosen = [held for held in data if held.owner is None or held.owner in (a, b)]
-        if not chosen:
-            raise MergescopeError(
-                f"There are no data for {a} + {b}. Give --data for one of them, or for all models."
-            )
-        plans.append((kind, a, b, left, right, tests, chosen))
-    traces = {}
-    for held in data:
-        mine = [plan for plan in plans if held in plan[-1]]
-        traces[held.name] = _trace(held, [start, *points.values()], mine, start, settings)
-    result = Measurement(label, tuple(points), [], traces)
-    for kind, a, b, left, right, tests, chosen in plans:
-        parts = [traces[held.name] for held in chosen]
-        result.pairs.append(
-            Pair(
-                kind, a, b, tuple(held.name for held in chosen),
-                {alpha: linearity(parts, test, seed=settings.seed) for alpha, test in tests.items()},
-                {alpha: linearity(parts, test, local=True, seed=settings.seed) for alpha, test in tests.items()}
-                if start is not None and settings.local else {},
-                barrier(parts, left, right, settings.alphas) if all(map(_has_losses, parts)) else None,
-                _agreement(parts, left, right, settings),
-            )
-        )  # fmt: skip
-    ends = {**({} if start is None or label is None else {label: start}), **points}
+    ends, start = _ends(base, models)
+    wanted = _wanted(ends, start, data, settings)
+    traces = {
+        held.name: _trace(held, points, [pair for pair in wanted if held in pair.data], start, settings)
+        for held, points in zip(data, _passes(ends, wanted, data), strict=True)
+    }
+    result = Measurement(None if start is None else next(iter(ends)), tuple(models), [], traces)
+    for pair in wanted:
+        result.pairs.append(_measured(pair, [traces[held.name] for held in pair.data], start, settings))
     for held in data:
         _add_losses(result, held, traces[held.name], ends, settings)
     return result
 
 
-def _label(model: Any) -> str:
-    return getattr(model, "name", None) or str(model)
+def passes(
+    base: Any, models: Mapping[str, Any], data: Sequence[HeldOut], settings: Settings | None = None
+) -> dict[str, tuple[Point, ...]]:
+    """The points that [`measure`][] passes each data set through, for plans.
+
+    Args:
+        base: as for [`measure`][].
+        models: as for [`measure`][].
+        data: as for [`measure`][].
+        settings: as for [`measure`][].
+
+    Returns:
+        Data name to distinct points: models, then what lies between them.
+
+    Raises:
+        MergescopeError: as for [`measure`][].
+
+    Example:
+        >>> import torch, mergescope as ms
+        >>> net = ms.MLP((4, 8, 2))
+        >>> base = ms.Checkpoint(net.state_dict(), name="base")
+        >>> near = ms.random_neighbour(base, base * 1.1, seed=0)
+        >>> passes(base, {"near": near}, [HeldOut("noise", [torch.randn(5, 4)], net)])["noise"][-1].is_checkpoint
+        False
+    """  # noqa: DOC502 (raised by what this calls)
+    ends, start = _ends(base, models)
+    wanted = _wanted(ends, start, data, settings or Settings())
+    return {held.name: points for held, points in zip(data, _passes(ends, wanted, data), strict=True)}
+
+
+def _ends(base: Any, models: Mapping[str, Any]) -> tuple[dict[str, Point], Point | None]:
+    points = {name: Point.of(model) for name, model in models.items()}
+    if len(points) + (base is not None) < 2:
+        raise MergescopeError(
+            "Measuring linearity takes two models: a base and a fine-tune, or two fine-tunes."
+        )
+    if base is None:
+        return points, None
+    label = getattr(base, "name", None) or str(base)
+    if label in points:
+        raise MergescopeError(
+            f"The base and a fine-tune are both called {label!r}. Name the base otherwise: Checkpoint(..., name=...)."
+        )
+    start = Point.of(base)
+    return {label: start, **points}, start
+
+
+def _wanted(
+    ends: Mapping[str, Point], start: Point | None, data: Sequence[HeldOut], s: Settings
+) -> list[_Wanted]:
+    outside = [alpha for alpha in s.alphas if not 0 <= alpha <= 1]
+    between = [float(alpha) for alpha in s.alphas if 0 < alpha < 1]
+    if outside or not between:
+        raise MergescopeError(
+            f"The interpolation weights (alphas) are {', '.join(f'{alpha:g}' for alpha in s.alphas) or 'none'}. Give "
+            "numbers from 0 to 1, at least one of them strictly between: 0 and 1 are the models themselves."
+        )
+    twice = sorted({held.name for held in data if [other.name for other in data].count(held.name) > 1})
+    if twice:
+        raise MergescopeError(
+            f"Several data sets are called {', '.join(twice)}. Give each a name of its own."
+        )
+    names = list(ends)
+    tuned = names if start is None else names[1:]
+    pairs = [("FT–FT", a, b) for a, b in combinations(tuned, 2)]
+    if start is not None:
+        pairs += [("PT–FT", names[0], name) for name in tuned]
+    wanted = []
+    for kind, a, b in pairs:
+        chosen = tuple(held for held in data if held.owner is None or held.owner in (a, b))
+        if not chosen:
+            raise MergescopeError(
+                f"There are no data for {a} + {b}. Give data that belong to one of them, or to no model."
+            )
+        tests = {alpha: ctl(ends[a], ends[b], alpha, start) for alpha in between}
+        wanted.append(_Wanted(kind, a, b, ends[a], ends[b], tests, chosen))
+    return wanted
+
+
+def _passes(
+    ends: Mapping[str, Point], wanted: Sequence[_Wanted], data: Sequence[HeldOut]
+) -> list[tuple[Point, ...]]:
+    out = []
+    for held in data:
+        tests = [test for pair in wanted if held in pair.data for test in pair.tests.values()]
+        used = dict.fromkeys(point for test in tests for point in test.points)
+        # Of a task's own data: its own model, the base, and the models that it is paired with.
+        models = [point for point in ends.values() if held.owner is None or point in used]
+        out.append(tuple(dict.fromkeys([*models, *used])))
+    return out
 
 
 def _trace(
-    held: HeldOut, ends: Sequence[Point | None], plans: Sequence[Any], base: Point | None, s: Settings
+    held: HeldOut, points: Sequence[Point], pairs: Sequence[_Wanted], base: Point | None, s: Settings
 ) -> Trace:
-    tests: list[LinearityTest] = [test for plan in plans for test in plan[-2].values()]
-    points = [point for point in ends if point is not None]
-    if held.owner is not None:  # a task's own model, the base, and the models that it is paired with
-        used = {point for test in tests for point in test.points}
-        points = [point for point in points if point in used]
-    points += [point for test in tests for point in test.points]
-    groups = [test.points for test in tests]
-    features = Features.of(held.model, s.features)
-    readings: list[Reading] = [InnerProducts(groups)]
-    if held.predicts:
-        readings.append(NextTokenLoss() if features.kind == "decoder" else Outputs())
-    local = base if s.local else None
-    if local is not None:
-        readings.append(InnerProducts(groups, local=True))
     layers = find_layers(held.model, s.layers)
     if not s.output:
         layers = [layer for layer in layers if layer != OUTPUT]
+    groups = [test.points for pair in pairs for test in pair.tests.values()]
+    readings: list[Reading] = [InnerProducts(groups)]
+    predictions = held.reading()
+    if predictions is not None:
+        readings.append(predictions)
+    local = base if s.local and layers != [OUTPUT] else None
+    if local is not None:
+        readings.append(InnerProducts(groups, local=True))
     return trace(
         points, held.batches, held.model, layers=layers, readings=readings, features=s.features, local=local,
         centre=base if s.centred else None, executor=s.executor, device=s.device, fixed=held.fixed,
         calibration=s.calibration, progress=s.progress,
     )  # fmt: skip
+
+
+def _measured(pair: _Wanted, parts: Sequence[Trace], base: Point | None, s: Settings) -> Pair:
+    local = base is not None and s.local and parts[0].layers != (OUTPUT,)
+    return Pair(
+        pair.kind, pair.a, pair.b, tuple(held.name for held in pair.data),
+        {alpha: linearity(parts, test, seed=s.seed) for alpha, test in pair.tests.items()},
+        {alpha: linearity(parts, test, local=True, seed=s.seed) for alpha, test in pair.tests.items()}
+        if local else {},
+        barrier(parts, pair.left, pair.right, list(pair.tests)) if all(map(_has_losses, parts)) else None,
+        _agreement(parts, pair, s),
+    )  # fmt: skip
+
+
+def _nearest_to_half(alphas: Iterable[float]) -> float:
+    return min(alphas, key=lambda alpha: abs(alpha - 0.5))
 
 
 def said(traced: Trace) -> Outputs | NextTokenLoss | None:
@@ -278,12 +377,16 @@ def _has_losses(traced: Trace) -> bool:
     return isinstance(reading, NextTokenLoss) or (isinstance(reading, Outputs) and reading.labelled)
 
 
-def _agreement(parts: Sequence[Trace], left: Point, right: Point, s: Settings) -> dict[str, Summary]:
+def _agreement(parts: Sequence[Trace], pair: _Wanted, s: Settings) -> dict[str, Summary]:
     readings = [reading for part in parts if (reading := said(part)) is not None]
     if len(readings) < len(parts):
         return {}
-    middle = lerp(right, left, min(s.alphas, key=lambda alpha: abs(alpha - 0.5)))
-    between = {"a, b": (left, right), "a, middle": (left, middle), "b, middle": (right, middle)}
+    middle = pair.tests[_nearest_to_half(pair.tests)].left
+    between = {
+        "a, b": (pair.left, pair.right),
+        "a, middle": (pair.left, middle),
+        "b, middle": (pair.right, middle),
+    }
     values = np.stack(
         [np.concatenate([reading.agreement(*ends) for reading in readings]) for ends in between.values()],
         axis=1,
@@ -306,42 +409,3 @@ def _add_losses(
         result.losses[name, held.name] = dict(
             zip(("loss", "accuracy"), bootstrap(values, seed=s.seed), strict=True)
         )
-
-
-def _reason(found: Linearity, local: Linearity | None, along: Barrier | None) -> str:
-    verdict = found.verdict
-    evidence = [entry for entry in found.layers if not entry.trivial and entry.measures["cos"].n]
-    if not evidence:
-        return f"There is {verdict.reason}."
-    sentences = [f"{verdict.reason[0].upper()}{verdict.reason[1:]}."]
-    broken = next((entry for entry in evidence if entry.measures["cos"].mean < COS_HOLDS), None)
-    if broken is not None and local is not None:
-        sentences.append(_blame(broken, local))
-    if not verdict.beats_baseline:
-        sentences.append(
-            "At some layer the interpolated features are no nearer to the model between than the two models' "
-            "features are to each other."
-        )
-    if along is not None:
-        sentences.append(
-            f"Largest excess of the loss over the line between both ends (barrier) is {along.loss_barrier:+.3f}."
-        )
-    return " ".join(sentences)
-
-
-def _blame(broken: LayerLinearity, local: Linearity) -> str:
-    own = {entry.layer: entry.measures["cos"].mean for entry in local.layers}
-    if broken.layer not in own:  # the output is no layer that could be fed
-        return f"The first to fall below {COS_HOLDS:g} is {broken.layer}."
-    alone = own[broken.layer]
-    if alone < COS_HOLDS:
-        return (
-            f"The first to fall below {COS_HOLDS:g} is {broken.layer}, and it breaks by itself: fed the base's input, "
-            f"its cos is {alone:.3f}."
-        )
-    worst = min(own, key=lambda layer: own[layer])
-    return (
-        f"The first to fall below {COS_HOLDS:g} is {broken.layer}, which is linear by itself (fed the base's input, "
-        f"its cos is {alone:.3f}): deviations of the layers before it add up. By itself the least linear layer is "
-        f"{worst} ({own[worst]:.3f})."
-    )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
+from mergescope.errors import StudyError
 from mergescope.protocols.linearity import Linearity
 from mergescope.protocols.measure import Measurement, Pair
 from mergescope.readings import Summary
@@ -38,10 +40,17 @@ def rows(found: Measurement) -> list[Row]:
             table.append(_row(found, pair, "agreement", ends, summary, parameter=pair.alpha))
         if pair.barrier is not None:
             common = _common(found, pair)
-            for alpha, loss, error in zip(pair.barrier.alphas, pair.barrier.loss, pair.barrier.error, strict=True):
+            for alpha, loss, error in zip(
+                pair.barrier.alphas, pair.barrier.loss, pair.barrier.error, strict=True
+            ):
                 for measure, value in (("loss", loss), ("error", error)):
-                    table.append(Row(**common, kind="line", measure=measure, mean=float(value), parameter=float(alpha)))
-            for measure, value in (("loss", pair.barrier.loss_barrier), ("error", pair.barrier.error_barrier)):
+                    table.append(
+                        Row(**common, kind="line", measure=measure, mean=float(value), parameter=float(alpha))
+                    )
+            for measure, value in (
+                ("loss", pair.barrier.loss_barrier),
+                ("error", pair.barrier.error_barrier),
+            ):
                 table.append(Row(**common, kind="barrier", measure=measure, mean=value))
     for (model, data), values in found.losses.items():
         for measure, summary in values.items():
@@ -89,6 +98,26 @@ def _layers(found: Measurement, pair: Pair, kind: str, alpha: float, result: Lin
     return table
 
 
+def open_run(path: str | os.PathLike[str]) -> RunDirectory:
+    """A run directory for a measurement: a new one, or that of an earlier one, whose results are replaced.
+
+    Args:
+        path: the directory.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        StudyError: it holds another study, or can't be used.
+    """
+    run = RunDirectory(path)
+    if (run.path / "run.yaml").is_file() and (study := run.read_run()["study"]) != STUDY:
+        raise StudyError(
+            f"{run.path} holds the results of the study {study!r}, which would be lost. Choose another --out."
+        )
+    return run
+
+
 def write_measurement(
     run: RunDirectory, found: Measurement, config: Mapping[str, Any], provenance: Mapping[str, Any]
 ) -> None:
@@ -102,7 +131,13 @@ def write_measurement(
     """
     write_rows(run.path / RESULTS, rows(found))
     verdicts = [
-        {"pair": pair.name, "kind": pair.kind, "data": list(pair.data), "says": pair.word, "reason": pair.reason}
+        {
+            "pair": pair.name,
+            "kind": pair.kind,
+            "data": list(pair.data),
+            "says": pair.word,
+            "reason": pair.reason,
+        }
         for pair in found.pairs
     ]
     about = {**provenance, "cost": cost(found), "verdicts": verdicts, "notes": list(found.notes)}
@@ -166,9 +201,9 @@ def _pair(pair: Pair) -> dict[str, Any]:
             "beats_baseline": verdict.beats_baseline,
         },
         "barrier": None if pair.barrier is None else {
-            "alphas": pair.barrier.alphas.tolist(), "loss": pair.barrier.loss.tolist(),
-            "error": pair.barrier.error.tolist(), "loss_barrier": pair.barrier.loss_barrier,
-            "error_barrier": pair.barrier.error_barrier,
+            "alphas": pair.barrier.alphas.tolist(), "loss": list(map(_finite, pair.barrier.loss.tolist())),
+            "error": list(map(_finite, pair.barrier.error.tolist())),
+            "loss_barrier": _finite(pair.barrier.loss_barrier), "error_barrier": _finite(pair.barrier.error_barrier),
         },
         "agreement": {ends: _plain(value) for ends, value in pair.agreement.items()},
         "propagated": _alphas(pair.propagated),
@@ -194,7 +229,8 @@ def _alphas(results: Mapping[float, Linearity]) -> list[dict[str, Any]]:
 
 
 def _plain(summary: Summary) -> dict[str, float | int | None]:
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in _summary(summary).items()
-    }
+    return {name: _finite(value) for name, value in _summary(summary).items()}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

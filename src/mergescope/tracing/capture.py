@@ -16,6 +16,9 @@ from mergescope.models.layers import OUTPUT, feature_of
 
 LINEAR_IN_WEIGHTS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
 
+HIDDEN = "hidden_states"
+"""What transformers calls a block's input where it is passed by name."""
+
 
 def flat(layer: str, value: torch.Tensor) -> torch.Tensor:
     """A feature as one vector a sample, however many dimensions it has.
@@ -59,8 +62,7 @@ def capture(
             value = feature_of(output, name).detach()
             rows = reduce(name, value)
             # A copy: later layers may work in place (ReLU, residual sums) on what this one returned.
-            shared = rows.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
-            caught[name] = rows.clone() if shared else rows
+            caught[name] = rows.clone() if _may_share_memory(rows, value) else rows
 
         return record
 
@@ -71,6 +73,13 @@ def capture(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _may_share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    try:
+        return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    except NotImplementedError:  # under vmap, tensors have no storage of their own
+        return True
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,39 @@ class Call:
         """
         copies = (value.clone() if isinstance(value, torch.Tensor) else value for value in self.args)
         return module(*copies, **self.kwargs)
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        """The hidden state that it was given.
+
+        Raises:
+            LayerError: nothing says which argument that is.
+        """
+        if not self.args and HIDDEN not in self.kwargs:
+            raise LayerError(
+                f"A block is called with {', '.join(self.kwargs) or 'nothing'}; to run block by block, its hidden "
+                f"state must be the first argument or be called {HIDDEN}. Use the resident executor."
+            )
+        return self.args[0] if self.args else self.kwargs[HIDDEN]
+
+    def with_hidden(self, hidden: torch.Tensor | None) -> Call:
+        """The same call with another hidden state.
+
+        Args:
+            hidden: the state, or None for a call without any.
+
+        Returns:
+            The new call.
+        """
+        if self.args:
+            return Call((hidden, *self.args[1:]), self.kwargs)
+        return Call((), {**self.kwargs, HIDDEN: hidden})
+
+    @property
+    def others(self) -> dict[str, Any]:
+        """All arguments but the hidden state, by name or place."""
+        placed = {f"argument {place}": value for place, value in enumerate(self.args) if place}
+        return {**placed, **{name: value for name, value in self.kwargs.items() if name != HIDDEN}}
 
 
 @contextmanager

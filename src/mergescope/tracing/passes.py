@@ -126,6 +126,26 @@ class Pass:
         centre = self.centre.get(layer)
         return rows if centre is None else rows.double() - centre.to(rows.device)
 
+    def reduce(
+        self, layer: str, value: torch.Tensor, inputs: Any, units: dict[str, np.ndarray]
+    ) -> torch.Tensor:
+        """A layer's output as rows that readings take.
+
+        Args:
+            layer: its name.
+            value: what it returned.
+            inputs: of the batch.
+            units: is told which samples the rows belong to, counted over the pass.
+
+        Returns:
+            ``(rows, dim)``, less the centre; may share memory with the value.
+        """
+        if layer not in units:
+            found = self.features.units(layer, value, inputs)
+            if found is not None:
+                units[layer] = found.cpu().numpy() + self.samples
+        return self.centred(layer, self.features.rows(layer, value, inputs))
+
     def finish(
         self,
         inputs: Any,

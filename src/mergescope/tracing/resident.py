@@ -27,17 +27,14 @@ def run_resident(job: Pass) -> None:
     units: dict[str, np.ndarray] = {}
 
     def reduce(layer: str, value: torch.Tensor) -> torch.Tensor:
-        if layer not in units:
-            found = job.features.units(value, inputs)
-            if found is not None:
-                units[layer] = found.cpu().numpy() + job.samples
-        return job.centred(layer, job.features.rows(layer, value, inputs))
+        return job.reduce(layer, value, inputs, units)
 
-    order = list(range(len(job.points)))
-    if job.local is not None:  # its inputs are needed by all others
-        order.sort(key=lambda index: index != job.local)
-    modules = dict(job.model.named_modules())
     captured = job.captured
+    reference = job.local if captured else None
+    order = list(range(len(job.points)))
+    if reference is not None:  # its inputs are needed by all others
+        order.sort(key=lambda index: index != reference)
+    modules = dict(job.model.named_modules())
     with capture(job.model, captured, reduce) as caught:
         for inputs, labels in job.batches():
             units.clear()
@@ -48,7 +45,7 @@ def run_resident(job: Pass) -> None:
             for index in order:
                 job.load(index)
                 caught.clear()
-                if index == job.local:
+                if index == reference:
                     with record_calls(job.model, captured) as calls:
                         result = job.features.call(job.model, inputs)
                 else:
@@ -60,15 +57,15 @@ def run_resident(job: Pass) -> None:
                     rows = job.features.output_rows(result, inputs)
                     features[OUTPUT][index] = job.centred(OUTPUT, rows)
                 outputs[index] = job.features.output(result, inputs, labels)
-                if job.local is not None:
+                if reference is not None:
                     for name in captured:
-                        if index == job.local:
+                        if index == reference:
                             local[name][index] = caught[name]
                             continue
                         caught.clear()  # the hook catches this call as well
                         calls[name].repeat(modules[name])
                         local[name][index] = caught[name]
-                    job.local_passes += index != job.local
+                    job.local_passes += index != reference
             everyone = range(len(job.points))
             job.finish(
                 inputs,

@@ -18,6 +18,7 @@ from mergescope.models.features import Features
 from mergescope.models.layers import find_layers
 from mergescope.models.loading import key_map, load_weights
 from mergescope.readings import FeatureMeans, InnerProducts, NextTokenLoss, Outputs, Reading
+from mergescope.tracing.batched import pays, run_batched
 from mergescope.tracing.capture import trivially_linear
 from mergescope.tracing.determinism import (
     require_deterministic_data,
@@ -100,7 +101,7 @@ def trace(
     features: str = "auto",
     local: Point | TensorSource | None = None,
     centre: Point | TensorSource | None = None,
-    executor: str = "resident",
+    executor: str = "auto",
     device: torch.device | str = "cpu",
     fixed: Collection[str] = (),
     calibration: Iterable[Any] | None = None,
@@ -123,15 +124,17 @@ def trace(
             (see [`find_layers`][mergescope.models.find_layers]).
         readings: what to compute; by default [`InnerProducts`][mergescope.InnerProducts] of all
             points, and [`Outputs`][mergescope.Outputs] if the first batch has labels
-            ([`NextTokenLoss`][mergescope.NextTokenLoss] for causal language models).
+            ([`NextTokenLoss`][mergescope.NextTokenLoss] if they are tokens).
         features: what counts as a sample's feature: ``auto``, ``all``, ``mean``, ``last``, ``cls``
             or ``each`` (see [`Features`][mergescope.models.features.Features]).
         local: a point, usually the pretrained model. Every layer of every other point is run once
             more on this point's input to it, for ``InnerProducts(local=True)``.
         centre: a point whose mean feature is subtracted from all features, at the price of another
             pass through it. Tests stay tests, since their coefficients sum to 1.
-        executor: ``"resident"``, or ``"streamed"``: block by block, for models larger than memory;
-            the model may be an [`empty_model`][mergescope.empty_model].
+        executor: ``"resident"``; ``"batched"``: all points at once, for small networks on a GPU;
+            ``"streamed"``: block by block, for models larger than memory; or ``"auto"``: streamed for
+            an [`empty_model`][mergescope.empty_model], which has no other, batched on a GPU where that is
+            likely faster and possible, else resident.
         device: where an empty model's parameters go; any other model computes where it is.
         fixed: state-dict entries that no point fills and that stay what they are in the model: a
             task's own head on a body that many share.
@@ -165,19 +168,21 @@ def trace(
     distinct = tuple(dict.fromkeys(Point.of(point) for point in points))
     if not distinct:
         raise PointError("There are no points to trace.")
-    for point in distinct:
+    reference, middle = (None if it is None else Point.of(it) for it in (local, centre))
+    for point in distinct if middle is None else (*distinct, middle):
         if not point.is_model:
             raise PointError(
                 f"{point!r} is no model: its coefficients sum to {float(point.total):g}, not 1. "
                 "Add a direction to a base before tracing it."
             )
-    run = _executor(executor)
-    reference, middle = (None if it is None else Point.of(it) for it in (local, centre))
+    _require_executor(executor)
     if reference is not None and reference not in distinct:
         raise PointError(f"local= must be one of the traced points, got {reference!r}.")
     chosen = find_layers(model, layers)
     convention = Features.of(model, features)
     empty = any(entry.is_meta for entry in model.parameters())
+    if empty and executor == "auto":
+        executor = "streamed"
     if empty and executor != "streamed":
         raise MergescopeError(
             f"An empty model has no memory for the {executor} executor. Use streamed, or load_model()."
@@ -201,8 +206,10 @@ def trace(
         )
     inputs, labels = split_batch(first)
     if readings is None:
-        said: list[Reading] = [NextTokenLoss()] if convention.kind == "decoder" else [Outputs()]
-        readings = [InnerProducts(), *([] if labels is None else said)]
+        readings = [InnerProducts()]
+        if labels is not None:  # a decoder may be a classifier
+            tokens = convention.kind == "decoder" and labels.ndim > 1
+            readings.append(NextTokenLoss() if tokens else Outputs())
         if reference is not None:
             readings.append(InnerProducts(local=True))
     if check:
@@ -221,7 +228,7 @@ def trace(
             if check:
                 require_deterministic_model(model, first, place, convention)
         result = Trace(
-            distinct, tuple(chosen), frozenset(trivial), tuple(readings), features=convention, executor=executor,
+            distinct, tuple(chosen), frozenset(trivial), tuple(readings), features=convention,
             dtype=next((entry.dtype for entry in model.parameters()), torch.float32), network=type(model).__name__,
         )  # fmt: skip
         for reading in readings:
@@ -231,8 +238,18 @@ def trace(
             distinct, data, model, chosen, readings, convention, mappings, statistics, place=place, progress=progress,
             local=None if reference is None else distinct.index(reference),
         )  # fmt: skip
+        if executor == "auto":
+            executor = "batched" if pays(job, first) else "resident"
+        result.executor = executor
+        run = EXECUTORS[executor]
         if middle is not None:
-            job.centre = _means(run, job, middle, fixed)
+            mapping = key_map(model, middle, fixed)
+            alone = replace(
+                job, points=[middle], mappings=[mapping], local=None,
+                statistics=_calibrate(model, [middle], [mapping], calibration),
+            )  # fmt: skip
+            job.centre = _means(run, alone)
+            job.forward_passes = alone.forward_passes
         run(job)
         result.samples, result.local_passes = job.samples, job.local_passes
         result.forward_passes = job.forward_passes
@@ -248,24 +265,27 @@ def trace(
 
 Executor = Callable[[Pass], None]
 
-EXECUTORS: dict[str, Executor] = {"resident": run_resident, "streamed": run_streamed}
+EXECUTORS: dict[str, Executor] = {
+    "resident": run_resident,
+    "batched": run_batched,
+    "streamed": run_streamed,
+}
 
 
-def _executor(name: str) -> Executor:
-    if name not in EXECUTORS:
-        hint = did_you_mean(name, EXECUTORS)
-        raise MergescopeError(f"There is no executor {name!r}.{hint} Choose one of {', '.join(EXECUTORS)}.")
-    return EXECUTORS[name]
+def _require_executor(name: str) -> None:
+    known = ["auto", *EXECUTORS]
+    if name not in known:
+        raise MergescopeError(
+            f"There is no executor {name!r}.{did_you_mean(name, known)} Choose one of {', '.join(known)}."
+        )
 
 
-def _means(run: Executor, job: Pass, centre: Point, fixed: Collection[str]) -> dict[str, torch.Tensor]:
+def _means(run: Executor, job: Pass) -> dict[str, torch.Tensor]:
     means = FeatureMeans()
-    means.start([centre], job.layers)
-    mapping = key_map(job.model, centre, fixed)
-    alone = replace(job, points=[centre], readings=[means], mappings=[mapping], statistics=[{}], local=None)
-    run(alone)
-    job.forward_passes += alone.forward_passes
-    return {layer: means.mean(centre, layer) for layer in job.layers}
+    means.start(job.points, job.layers)
+    job.readings = [means]
+    run(job)
+    return {layer: means.mean(job.points[0], layer) for layer in job.layers}
 
 
 def _calibrate(

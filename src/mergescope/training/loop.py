@@ -2,44 +2,428 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mergescope.data import Split
 from mergescope.errors import DataError, MergescopeError
+from mergescope.models.calling import to_device
 from mergescope.progress import progress_bar
+from mergescope.training.objective import Objective
+from mergescope.training.recipe import Recipe
+from mergescope.weights.files import atomic_file
+
+
+class TrainingData(Protocol):
+    """Samples that can be taken out in any order."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, places: torch.Tensor) -> tuple[Any, torch.Tensor | None]:
+        """Inputs and labels of some samples.
+
+        Args:
+            places: ``(batch,)`` positions.
+        """
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to train.
+class SplitData:
+    """A split in memory as training data."""
+
+    split: Split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batch(self, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and labels of some samples.
+
+        Args:
+            places: ``(batch,)`` positions.
+
+        Returns:
+            Both, in that order.
+        """
+        return self.split.inputs[places], self.split.labels[places]
+
+
+@dataclass
+class History:
+    """What happened.
 
     Attributes:
-        optimizer: ``"sgd"`` or ``"adamw"``.
-        lr: learning rate.
-        epochs: passes over the data.
-        batch: samples a step.
-        momentum: of SGD (MC-SGD uses 0.8).
-        weight_decay: of either optimizer.
+        steps: one entry an optimizer step: step, epoch, loss, lr, gradient norm.
+        evaluations: one entry an evaluation: step, loss, accuracy.
+        best: the evaluation with the highest accuracy (then the lowest loss), or None.
+        seconds: wall time, over all runs if it was resumed.
     """
 
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.01
-    epochs: int = 5
-    batch: int = 64
-    momentum: float = 0.8
-    weight_decay: float = 0.0
+    steps: list[dict[str, float]] = field(default_factory=list)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, float] | None = None
+    seconds: float = 0.0
 
-    def __str__(self) -> str:
-        name = {"sgd": f"SGD (momentum {self.momentum:g})", "adamw": "AdamW"}[self.optimizer]
-        decay = f", weight decay {self.weight_decay:g}" if self.weight_decay else ""
-        return f"{name}, lr {self.lr:g}{decay}, {self.epochs} epochs, batch {self.batch}"
+    def epoch_losses(self) -> list[float]:
+        """Mean loss over the samples of each epoch.
+
+        Returns:
+            One number an epoch.
+        """
+        sums: dict[float, list[float]] = {}
+        for entry in self.steps:
+            total = sums.setdefault(entry["epoch"], [0.0, 0.0])
+            total[0] += entry["loss"] * entry["samples"]
+            total[1] += entry["samples"]
+        return [loss / samples for loss, samples in sums.values()]
+
+
+class Runner(Protocol):
+    """What accelerate does for the loop: devices, precision, several processes."""
+
+    device: torch.device
+    process_index: int
+    num_processes: int
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass."""
+
+    def prepare(self, optimizer: torch.optim.Optimizer) -> Any:
+        """The optimizer as the precision needs it.
+
+        Args:
+            optimizer: a plain one.
+        """
+
+    def clip_grad_norm_(self, parameters: Any, max_norm: float) -> Any:
+        """Scale gradients down to a norm.
+
+        Args:
+            parameters: whose gradients.
+            max_norm: the limit.
+        """
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Back-propagate.
+
+        Args:
+            loss: a scalar.
+        """
+
+
+class OneProcess:
+    """The plain case, without importing accelerate: one process, float32, where the model is.
+
+    Args:
+        device: where that is.
+    """
+
+    process_index = 0
+    num_processes = 1
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """No autocast.
+
+        Returns:
+            An empty context.
+        """
+        return nullcontext()
+
+    def prepare(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Leave the optimizer as it is.
+
+        Args:
+            optimizer: the optimizer.
+
+        Returns:
+            The same.
+        """
+        return optimizer
+
+    def clip_grad_norm_(self, parameters: Any, max_norm: float) -> torch.Tensor:
+        """Scale gradients down to a norm.
+
+        Args:
+            parameters: whose gradients.
+            max_norm: the limit.
+
+        Returns:
+            The norm that they had.
+        """
+        return nn.utils.clip_grad_norm_(parameters, max_norm)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Back-propagate.
+
+        Args:
+            loss: a scalar.
+        """
+        loss.backward()
+
+
+def train(
+    model: nn.Module,
+    data: TrainingData,
+    recipe: Recipe,
+    *,
+    seed: int,
+    trainable: Sequence[nn.Parameter] | None = None,
+    classes: Sequence[int] | None = None,
+    evaluation: TrainingData | None = None,
+    runner: Runner | None = None,
+    state: Path | None = None,
+    key: str = "",
+    on_best: Callable[[], None] | None = None,
+    on_log: Callable[[str, Mapping[str, float]], None] | None = None,
+    label: str = "training",
+    progress: bool = True,
+) -> History:
+    """Train a network in place with cross-entropy; it is left in eval mode.
+
+    The order of samples and dropout follow from the seed. A run that was interrupted goes on from
+    its last saved state and ends, on a CPU, in the same weights bit for bit. A BatchNorm none of
+    whose parameters may change keeps its running statistics too.
+
+    Args:
+        model: the network, on the runner's device.
+        data: training samples.
+        recipe: optimizer, schedule, length.
+        seed: the result depends on nothing else on one machine. The global random state is left as it was.
+        trainable: the parameters a regime lets change; by default all.
+        classes: the task's classes; the loss is over these logits only (one shared head).
+        evaluation: held-out samples.
+        runner: an ``accelerate.Accelerator`` that has prepared the model, or None.
+        state: file of the state to go on from; saved every ``recipe.save_every`` steps.
+        key: what is trained on what; a state of another key is refused.
+        on_best: called after an evaluation that is the best so far.
+        on_log: called with ``"train"`` or ``"evaluation"`` and the numbers.
+        label: what the progress bar says.
+        progress: show it on a terminal.
+
+    Returns:
+        The history.
+
+    Raises:
+        DataError: there are no samples, or labels don't fit the network.
+        MergescopeError: the loss became NaN or infinite, or the state is of another run.
+    """  # noqa: DOC502 (raised by what this calls)
+    if not len(data):
+        raise DataError("There is nothing to train on: the training split is empty.")
+    parameters = list(model.parameters()) if trainable is None else list(trainable)
+    if not parameters:
+        raise MergescopeError("There is nothing to train: no parameter may change.")
+    runner = runner or OneProcess(parameters[0].device)
+    run = _Run(model, data, recipe, seed, parameters, classes, evaluation, runner, state, key)
+    with torch.random.fork_rng(), _training_mode(model, parameters):
+        torch.manual_seed(seed)
+        run.resume()
+        with progress_bar(label, run.total, progress) as advance:
+            advance(run.step)
+            for numbers in run.steps():
+                advance(1)
+                if on_log is not None:
+                    on_log("train", numbers)
+                found = run.evaluate_if_due()
+                if found is not None:
+                    if on_log is not None:
+                        on_log("evaluation", found)
+                    if found is run.history.best and on_best is not None:
+                        on_best()
+                run.save_if_due()
+    return run.history
+
+
+class _Run:
+    """One training run at some step."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: TrainingData,
+        recipe: Recipe,
+        seed: int,
+        parameters: list[nn.Parameter],
+        classes: Sequence[int] | None,
+        evaluation: TrainingData | None,
+        runner: Runner,
+        state: Path | None,
+        key: str,
+    ) -> None:
+        self.model, self.data, self.recipe, self.parameters = model, data, recipe, parameters
+        self.evaluation, self.runner, self.state, self.key = evaluation, runner, state, key
+        self.objective = Objective(_unwrapped(model), classes, recipe.label_smoothing)
+        self.measured = Objective(_unwrapped(model), classes)
+        self.optimizer = runner.prepare(_optimizer(parameters, recipe))
+        self.generator = torch.Generator().manual_seed(seed)
+        self.total = recipe.total_steps(len(data))
+        self.step, self.epoch, self.position = 0, 0, 0
+        self.begun = self.generator.get_state()  # the order of an epoch follows from this
+        self.history = History()
+        self.clock = time.perf_counter()
+
+    def steps(self) -> Iterator[dict[str, float]]:
+        """Take all steps that are left.
+
+        Yields:
+            The numbers of each.
+        """
+        while self.step < self.total:
+            self.generator.set_state(self.begun)
+            order = torch.randperm(len(self.data), generator=self.generator)
+            ended = self.generator.get_state()
+            for places in order.split(self.recipe.batch)[self.position :]:
+                yield self._step(places)
+                if self.step == self.total:
+                    return
+            self.begun, self.epoch, self.position = ended, self.epoch + 1, 0
+
+    def _step(self, places: torch.Tensor) -> dict[str, float]:
+        recipe = self.recipe
+        rate = recipe.rate(self.step, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self.runner.device)
+        mine = places[self.runner.process_index :: self.runner.num_processes]
+        for part in mine.chunk(recipe.accumulate):
+            inputs, labels = (to_device(value, self.runner.device) for value in self.data.batch(part))
+            with self.runner.autocast():
+                mean, _, _ = self.objective(self.model, inputs, labels)
+            share = len(part) / len(mine)
+            self.runner.backward(mean * share if share != 1 else mean)
+            loss += mean.detach() * share
+        norm = (
+            float("nan")
+            if recipe.clip is None
+            else float(self.runner.clip_grad_norm_(self.parameters, recipe.clip))
+        )
+        self.optimizer.step()
+        if not torch.isfinite(loss):
+            raise MergescopeError(
+                f"Training diverged in epoch {self.epoch + 1}, step {self.step + 1}: the loss is {float(loss)}. "
+                f"Lower the learning rate (now {recipe.lr:g})."
+            )
+        self.step += 1
+        self.position += 1
+        numbers = {
+            "step": self.step, "epoch": self.epoch, "samples": len(places), "loss": float(loss), "lr": rate,
+            "gradient_norm": norm,
+        }  # fmt: skip
+        self.history.steps.append(numbers)
+        return numbers
+
+    def evaluate_if_due(self) -> dict[str, float] | None:
+        """Evaluate after an epoch, after ``evaluate_every`` steps, and at the end.
+
+        Returns:
+            Step, loss and accuracy; None if it was not due.
+        """
+        if self.evaluation is None:
+            return None
+        ends = self.position * self.recipe.batch >= len(self.data)
+        every = self.recipe.evaluate_every
+        if not (self.step == self.total or (ends if every is None else self.step % every == 0)):
+            return None
+        loss, accuracy = evaluate(self.model, self.evaluation, self.measured, self.runner, self.recipe.batch)
+        found = {"step": self.step, "loss": loss, "accuracy": accuracy}
+        self.history.evaluations.append(found)
+        best = self.history.best
+        if best is None or (accuracy, -loss) > (best["accuracy"], -best["loss"]):
+            self.history.best = found
+        return found
+
+    def save_if_due(self) -> None:
+        """Save the state after ``save_every`` steps and at the end."""
+        if self.step == self.total:
+            self._tick()
+        if self.state is None or self.runner.process_index:
+            return
+        if self.step % self.recipe.save_every and self.step != self.total:
+            return
+        self._tick()
+        content = {
+            "key": self.key, "model": _unwrapped(self.model).state_dict(), "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(), "begun": self.begun, "history": asdict(self.history),
+            "places": (self.step, self.epoch, self.position),
+        }  # fmt: skip
+        with atomic_file(self.state) as temporary:
+            torch.save(content, temporary)
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        self.history.seconds += now - self.clock
+        self.clock = now
+
+    def resume(self) -> None:
+        """Go on from the saved state, if there is one.
+
+        Raises:
+            MergescopeError: it is of another run, or damaged.
+        """
+        if self.state is None or not self.state.is_file():
+            return
+        try:
+            content = torch.load(self.state, map_location=self.runner.device, weights_only=True)
+        except Exception as error:
+            raise MergescopeError(
+                f"{self.state}, the state of an interrupted training, can't be read ({error}). Delete it to begin anew."
+            ) from error
+        if content["key"] != self.key:
+            raise MergescopeError(
+                f"{self.state} is the state of a training with another configuration, base or data set. Nothing was "
+                "changed. Choose another output directory, or delete that file to begin anew."
+            )
+        _unwrapped(self.model).load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        torch.set_rng_state(content["random"].cpu())
+        self.begun = content["begun"].cpu()
+        self.step, self.epoch, self.position = content["places"]
+        self.history = History(**content["history"])
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, data: TrainingData, objective: Objective, runner: Runner | None = None, batch: int = 64
+) -> tuple[float, float]:
+    """Mean loss and accuracy on held-out samples, in eval mode.
+
+    Args:
+        model: the network.
+        data: the samples.
+        objective: the loss.
+        runner: as for [`train`][].
+        batch: samples at once.
+
+    Returns:
+        Loss (mean over predictions) and accuracy.
+    """
+    runner = runner or OneProcess(next(model.parameters()).device)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    loss, right, count = 0.0, 0, 0
+    try:
+        for places in torch.arange(len(data)).split(batch):
+            inputs, labels = (to_device(value, runner.device) for value in data.batch(places))
+            with runner.autocast():
+                mean, hits, predictions = objective(model, inputs, labels)
+            loss += float(mean) * predictions
+            right += int(hits)
+            count += predictions
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return (loss / count, right / count) if count else (float("nan"), float("nan"))
 
 
 def fit(
@@ -53,16 +437,13 @@ def fit(
     label: str = "training",
     progress: bool = True,
 ) -> list[float]:
-    """Train a network in place with cross-entropy; it is left in eval mode.
-
-    A BatchNorm none of whose parameters may change keeps its running statistics too.
+    """Train a network in place on a split in memory; it is left in eval mode.
 
     Args:
         model: the network.
         split: training samples.
         recipe: optimizer, learning rate, epochs.
-        seed: of the order of samples and of dropout; the result depends on nothing else on one
-            machine. The global random state is left as it was.
+        seed: of the order of samples and of dropout.
         classes: the task's classes; the loss is over these logits only (one shared head).
         trainable: the parameters a regime lets change; by default all.
         label: what the progress bar says.
@@ -83,20 +464,36 @@ def fit(
         >>> losses = fit(MLP((4, 16, 2)), Split(x, y, np.arange(64)), Recipe(lr=0.1, epochs=20), seed=0)
         >>> losses[-1] < losses[0]
         True
-    """
-    if not len(split):
-        raise DataError("There is nothing to train on: the training split is empty.")
-    parameters = list(model.parameters()) if trainable is None else list(trainable)
-    optimizer: torch.optim.Optimizer
+    """  # noqa: DOC502 (raised by what this calls)
+    history = train(
+        model,
+        SplitData(split),
+        recipe,
+        seed=seed,
+        classes=classes,
+        trainable=trainable,
+        label=label,
+        progress=progress,
+    )
+    return history.epoch_losses()
+
+
+def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
         decay, momentum = recipe.weight_decay, recipe.momentum
-        optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=momentum, weight_decay=decay)
-    else:
-        optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    generator = torch.Generator().manual_seed(seed)
+        return torch.optim.SGD(parameters, lr=recipe.lr, momentum=momentum, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    # What accelerate wraps for several processes has the network inside.
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+@contextmanager
+def _training_mode(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     chosen = {id(parameter) for parameter in parameters}
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    history = []
     model.train()
     try:
         for parameter in required:
@@ -105,44 +502,8 @@ def fit(
             own = list(module.parameters(recurse=False))
             if isinstance(module, _BatchNorm) and own and not any(id(p) in chosen for p in own):
                 module.eval()
-        with torch.random.fork_rng(), progress_bar(label, recipe.epochs, progress) as advance:
-            torch.manual_seed(seed)
-            for epoch in range(recipe.epochs):
-                total = torch.zeros(())
-                for places in torch.randperm(len(split), generator=generator).split(recipe.batch):
-                    logits, labels = model(split.inputs[places]), split.labels[places]
-                    _require_labels(labels, logits.shape[-1], classes)
-                    loss = F.cross_entropy(_masked(logits, classes), labels)
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimizer.step()
-                    total += loss.detach() * len(places)
-                mean = float(total) / len(split)
-                if not torch.isfinite(torch.tensor(mean)):
-                    raise MergescopeError(
-                        f"Training diverged in epoch {epoch + 1}: the loss is {mean}. Lower the learning "
-                        f"rate (now {recipe.lr:g})."
-                    )
-                history.append(mean)
-                advance(1)
+        yield
     finally:
         for parameter, needed in required.items():
             parameter.requires_grad_(needed)
         model.eval()
-    return history
-
-
-def _require_labels(labels: torch.Tensor, outputs: int, classes: Sequence[int] | None) -> None:
-    known = set(range(outputs)) if classes is None else set(classes) & set(range(outputs))
-    wrong = sorted(set(labels.tolist()) - known)
-    if wrong:
-        task = "" if classes is None else f", and the task's classes are {sorted(classes)}"
-        raise DataError(f"Labels {wrong} can't be learned: the network has {outputs} outputs{task}.")
-
-
-def _masked(logits: torch.Tensor, classes: Sequence[int] | None) -> torch.Tensor:
-    if classes is None or len(classes) == logits.shape[-1]:
-        return logits
-    mask = torch.full((logits.shape[-1],), float("-inf"), device=logits.device)
-    mask[list(classes)] = 0.0
-    return logits + mask

@@ -19,7 +19,7 @@ import torch
 from mergescope.errors import CheckpointError
 from mergescope.weights.files import Located
 from mergescope.weights.point import TensorSpec
-from mergescope.weights.stores import DTYPES, check_index
+from mergescope.weights.stores import DTYPES, files_identity, read_shards
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Names under which training scripts nest the weights beside epochs and optimiser states."""
@@ -40,7 +40,7 @@ class PickleStore:
     Raises:
         CheckpointError: a file needs code, is damaged, or holds something that is no plain tensor;
             or the index and the shards disagree.
-    """
+    """  # noqa: DOC502 (raised by what this calls)
 
     def __init__(self, located: Located, name: str | None = None) -> None:
         self.name = name or located.name
@@ -48,26 +48,12 @@ class PickleStore:
         self.commit = located.commit
         self.files = located.shards
         self.metadata: dict[str, str] = {}
-        self.spec: dict[str, TensorSpec] = {}
-        self._where: dict[str, Path] = {}
         self._open: dict[Path, dict[str, torch.Tensor]] = {}
-        stamps = []
-        for shard in located.shards:
-            for key, value in self._payload(shard).items():
-                if key in self.spec:
-                    raise CheckpointError(
-                        f"{self.name}: the tensor {key!r} is in both {self._where[key]} and {shard}. Files "
-                        "of two checkpoints are mixed in one directory: keep one set."
-                    )
-                self.spec[key] = TensorSpec(tuple(value.shape), value.dtype)
-                self._where[key] = shard
-            stat = shard.stat()
-            stamps.append(f"{shard.resolve()}:{stat.st_size}:{stat.st_mtime_ns}")
-        self.identity = "file:" + "|".join(stamps)
-        if not self.spec:
-            raise CheckpointError(f"{self.name} ({located.directory or located.shards[0]}) holds no tensors.")
-        if located.index is not None:
-            check_index(self.name, located.index, self._where)
+        self.spec, self._where = read_shards(self.name, located, self._read_specs)
+        self.identity = files_identity(located.shards)
+
+    def _read_specs(self, shard: Path) -> dict[str, TensorSpec]:
+        return {key: TensorSpec(tuple(t.shape), t.dtype) for key, t in self._payload(shard).items()}
 
     def _payload(self, shard: Path) -> dict[str, torch.Tensor]:
         if shard not in self._open:

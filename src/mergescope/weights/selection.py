@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from mergescope.errors import CheckpointError, did_you_mean
 from mergescope.weights.point import Point, TensorSpec
 from mergescope.weights.stores import bytes_digest, content_digest
 
@@ -20,6 +22,9 @@ class Selection:
         names: new name to the source's key.
         name: of the view; the source's by default.
 
+    Raises:
+        CheckpointError: the source lacks a tensor.
+
     Example:
         >>> from mergescope import Checkpoint
         >>> tuned = Checkpoint({"bert.w": torch.ones(2), "classifier.w": torch.ones(3)}, name="tuned")
@@ -28,6 +33,11 @@ class Selection:
     """
 
     def __init__(self, source: Any, names: Mapping[str, str], name: str | None = None) -> None:
+        missing = [key for key in names.values() if key not in source.spec]
+        if missing:
+            raise CheckpointError(
+                f"{source.name} has no tensor {missing[0]!r}.{did_you_mean(missing[0], source.spec)}"
+            )
         self.source = source
         self.names = dict(names)
         self.name: str = name or source.name
@@ -35,11 +45,13 @@ class Selection:
             new: source.spec[key] for new, key in names.items()
         })
         self._digest: str | None = None
+        # Points compare identities often, and the list of names is long.
+        self._names = hashlib.sha256(repr(sorted(self.names.items())).encode()).hexdigest()
 
     @property
     def identity(self) -> str:
         """Equal for the same tensors of the same source under the same names."""
-        return f"{self.source.identity} of {sorted(self.names.items())}"
+        return f"{self.source.identity} of {self._names}"
 
     @property
     def digest(self) -> str:

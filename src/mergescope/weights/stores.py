@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -103,32 +103,18 @@ class FileStore:
         self.directory = located.directory
         self.commit = located.commit
         self.files = located.shards
-        self.spec: dict[str, TensorSpec] = {}
         self.metadata: dict[str, str] = {}
-        self._where: dict[str, Path] = {}
         self._begin: dict[str, int] = {}
         self._open: dict[Path, Any] = {}
         self._descriptors: dict[Path, BinaryIO] = {}
-        stamps = []
-        for shard in located.shards:
-            self._read_header(shard)
-            stat = shard.stat()
-            stamps.append(f"{shard.resolve()}:{stat.st_size}:{stat.st_mtime_ns}")
-        self.identity = "file:" + "|".join(stamps)
-        if not self.spec:
-            raise CheckpointError(f"{self.name} ({located.directory or located.shards[0]}) holds no tensors.")
-        if located.index is not None:
-            check_index(self.name, located.index, self._where)
+        self.spec, self._where = read_shards(self.name, located, self._read_header)
+        self.identity = files_identity(located.shards)
 
-    def _read_header(self, shard: Path) -> None:
+    def _read_header(self, shard: Path) -> dict[str, TensorSpec]:
         handle = self._handle(shard)
         offsets = _data_offsets(shard)
+        spec = {}
         for key in handle.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
-            if key in self.spec:
-                raise CheckpointError(
-                    f"{self.name}: the tensor {key!r} is in both {self._where[key]} and {shard}. Files of "
-                    "two checkpoints are mixed in one directory: keep one set."
-                )
             part = handle.get_slice(key)
             dtype = DTYPES.get(part.get_dtype())
             if dtype is None:
@@ -136,10 +122,10 @@ class FileStore:
                     f"{shard}: the tensor {key!r} has the dtype {part.get_dtype()}, which is not supported. "
                     f"Supported: {', '.join(DTYPES)}."
                 )
-            self.spec[key] = TensorSpec(tuple(part.get_shape()), dtype)
-            self._where[key] = shard
+            spec[key] = TensorSpec(tuple(part.get_shape()), dtype)
             self._begin[key] = offsets[key]
         self.metadata |= handle.metadata() or {}
+        return spec
 
     def _handle(self, shard: Path) -> Any:
         if shard not in self._open:
@@ -237,17 +223,35 @@ def _data_offsets(shard: Path) -> dict[str, int]:
     }
 
 
-def check_index(name: str, index: Mapping[str, Path], where: Mapping[str, Path]) -> None:
-    """Require that an index and the shards agree.
+def read_shards(
+    name: str, located: Located, read: Callable[[Path], Mapping[str, TensorSpec]]
+) -> tuple[dict[str, TensorSpec], dict[str, Path]]:
+    """Put the headers of a checkpoint's files together.
 
     Args:
-        name: the checkpoint's, for the message.
-        index: tensor name to shard, as the index says.
-        where: tensor name to shard, as the shards say.
+        name: the checkpoint's, for messages.
+        located: where the files are.
+        read: file to the specs of its tensors.
+
+    Returns:
+        Tensor name to spec, and tensor name to file.
 
     Raises:
-        CheckpointError: they differ; every such tensor is named.
+        CheckpointError: there are no tensors, one is in two files, or index and files disagree.
     """
+    spec: dict[str, TensorSpec] = {}
+    where: dict[str, Path] = {}
+    for shard in located.shards:
+        for key, value in read(shard).items():
+            if key in spec:
+                raise CheckpointError(
+                    f"{name}: the tensor {key!r} is in both {where[key]} and {shard}. Files of two checkpoints are "
+                    "mixed in one directory: keep one set."
+                )
+            spec[key], where[key] = value, shard
+    if not spec:
+        raise CheckpointError(f"{name} ({located.directory or located.shards[0]}) holds no tensors.")
+    index = where if located.index is None else located.index
     absent = sorted(key for key, shard in index.items() if where.get(key) != shard)
     unlisted = sorted(set(where) - set(index))
     if absent or unlisted:
@@ -256,6 +260,20 @@ def check_index(name: str, index: Mapping[str, Path], where: Mapping[str, Path])
             f"{', '.join(absent) or 'none'}. In a shard but not listed: {', '.join(unlisted) or 'none'}. "
             "Shards of two checkpoints are mixed: fetch the model again."
         )
+    return spec, where
+
+
+def files_identity(files: Iterable[Path]) -> str:
+    """What tells files from others without reading them.
+
+    Args:
+        files: the files of a checkpoint.
+
+    Returns:
+        Their paths, sizes and times of change.
+    """
+    stats = ((path.resolve(), path.stat()) for path in files)
+    return "file:" + "|".join(f"{path}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats)
 
 
 def content_digest(tensors: Mapping[str, tuple[TensorSpec, str]]) -> str:

@@ -41,8 +41,10 @@ def run(name, models, base=None, *, seed=0, tensor="w", reverse=False, **given):
     """Merge with a method; the base is left out if the method has none."""
     method = METHODS[name]
     base = None if method.base == "none" else base
+    values = values_for(name, len(models), seed, **given)
+    method.check(values)
     stream = stream_of(models, base, method.whole, tensor)
-    apply = method.build(stream, values_for(name, len(models), seed, **given))
+    apply = method.build(stream, values)
     parts = {chunk.start: apply(chunk) for chunk in (reversed(list(stream)) if reverse else stream)}
     return torch.cat([parts[start] for start in sorted(parts)]).reshape(stream.shape)
 

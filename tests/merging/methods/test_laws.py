@@ -140,12 +140,17 @@ def test_inputs_stay_as_they_were(name):
     assert all(torch.equal(old, new) for old, new in zip(before, (base, *models), strict=True))
 
 
-@pytest.mark.parametrize("density", [0, -0.1, 1.5])
+@pytest.mark.parametrize("shape", [(), (7,), (6, 5), (3, 4, 2, 2), (0, 3)], ids=str)
 @pytest.mark.parametrize("name", [name for name in ALL if sparse(name)])
-def test_a_density_outside_0_to_1_is_refused(name, density):
-    base, models = family((6, 5))
-    with pytest.raises(MergescopeError, match="density must be above 0 and at most 1"):
-        run(name, models, base, density=density)
+def test_density_0_keeps_nothing_of_a_model(name, shape):
+    base, models = family(shape)
+    weights = [0.5, 0.3, 0.4]
+    for rescale in (False, True):
+        given = {"normalize": False, "rescale": rescale}
+        assert torch.equal(run(name, models, base, density=0, weight=weights, **given), base)
+        without = run(name, models[1:], base, weight=weights[1:], **given)
+        merged = run(name, models, base, density=[0, 1, 1], weight=weights, **given)
+        torch.testing.assert_close(merged, without, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -159,16 +164,28 @@ def test_weights_that_sum_to_zero_are_refused_where_they_are_divided_by(name, fl
     assert run(name, models, base, weight=[1.0, -1.0], **{flag: False}).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in ALL if has(name, "weight") and METHODS[name].base == "required"]
+)
+def test_weights_that_are_all_zero_leave_the_base(name):
+    base, models = family((6, 5), 2)
+    for flag in (False, True):
+        given = {"normalize": flag} if has(name, "normalize") else {}
+        assert torch.equal(run(name, models, base, weight=[0.0, 0.0], **given, **sparse(name)), base)
+
+
 def test_other_parameters_without_meaning_are_refused():
     base, models = family((6, 5))
     with pytest.raises(MergescopeError, match=r"\[1\.0, -1\.0\] sum to zero"):
         run("nuslerp", models[:2], base, weight=[1.0, -1.0])
-    for share in (0, 1.5):
-        with pytest.raises(MergescopeError, match="select_topk"):
-            run("sce", models, base, select_topk=share)
-    for density, epsilon in ((0.9, 0.1), (0.1, 0.2), (0.5, -0.1)):
+    for density, epsilon in ((0.9, 0.1), (0.1, 0.2), (0.15, 0.15)):
         with pytest.raises(MergescopeError, match="density - epsilon"):
             run("della", models, base, density=density, epsilon=epsilon)
+
+
+def test_sce_merges_nothing_at_select_topk_0():
+    base, models = family((6, 5))
+    assert torch.equal(run("sce", models, base, select_topk=0), base)
 
 
 def test_directions_that_cancel_have_no_mean():

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from mergescope.merging.methods.linear import divisible
 from mergescope.merging.methods.method import Parameter, Values, method
-from mergescope.merging.methods.sparse import Mask, densities, magnitude, merge_sparse, sparse_parameters
+from mergescope.merging.methods.sparse import (
+    Mask,
+    magnitude,
+    masks_by_density,
+    merge_sparse,
+    sparse_parameters,
+)
 from mergescope.merging.streams import Apply, Chunk, Stream
 
 SOURCE = "Davari and Belilovsky, ECCV 2024"
@@ -19,6 +26,7 @@ GAMMA = Parameter(
     parameters=[*sparse_parameters(normalized=False, rescaled=False), GAMMA],
     base="required",
     source=SOURCE,
+    check=divisible,
 )
 def breadcrumbs(stream: Stream, values: Values) -> Apply:
     """Breadcrumbs: task arithmetic without the outliers and without the small entries.
@@ -26,7 +34,7 @@ def breadcrumbs(stream: Stream, values: Values) -> Apply:
     ``theta_0 + lambda sum_k w_k m_k tau_k``, where ``m_k`` drops the ``floor(gamma n)`` largest of
     the tensor's ``n`` entries and keeps the ``max(1, floor(density n))`` next ones. If both don't
     fit, fewer of the largest are dropped, so that ``density`` holds. Of equal entries, the first in
-    the tensor count as larger.
+    the tensor count as larger. Density 0 keeps nothing of a model.
 
     Args:
         stream: the tensor of every model and the base.
@@ -43,6 +51,7 @@ def breadcrumbs(stream: Stream, values: Values) -> Apply:
     parameters=[*sparse_parameters(normalized=False, rescaled=False), GAMMA],
     base="required",
     source=SOURCE,
+    check=divisible,
 )
 def breadcrumbs_ties(stream: Stream, values: Values) -> Apply:
     """Breadcrumbs, then TIES' sign election: entries that disagree with the weighted sum's sign are left out.
@@ -60,18 +69,14 @@ def breadcrumbs_ties(stream: Stream, values: Values) -> Apply:
 
 
 def _masks(stream: Stream, values: Values) -> list[Mask | None]:
-    return [
-        _middle(stream.alone(model), density, gamma)
-        for model, (density, gamma) in enumerate(
-            zip(densities(values), values.per_model["gamma"], strict=True)
-        )
-    ]
+    gammas = values.per_model["gamma"]
+    return masks_by_density(
+        values, lambda model, density: _middle(stream.alone(model), density, gammas[model])
+    )
 
 
-def _middle(stream: Stream, density: float, gamma: float) -> Mask | None:
+def _middle(stream: Stream, density: float, gamma: float) -> Mask:
     size = stream.numel
-    if density == 1 or not size:
-        return None
     count = max(1, int(density * size))
     outliers = min(int(gamma * size), size - count)
     upto = stream.top(magnitude, outliers + count)

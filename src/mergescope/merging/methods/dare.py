@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from mergescope.merging.methods.linear import divisible
 from mergescope.merging.methods.method import Values, method
-from mergescope.merging.methods.sparse import Mask, densities, merge_sparse, sparse_parameters
+from mergescope.merging.methods.sparse import Mask, masks_by_density, merge_sparse, sparse_parameters
 from mergescope.merging.streams import Apply, Chunk, Stream
 
 SOURCE = "Yu et al., ICML 2024"
@@ -20,6 +21,7 @@ MASK_BYTES = 16 << 20
     base="required",
     source=SOURCE,
     random=True,
+    check=divisible,
 )
 def dare_linear(stream: Stream, values: Values) -> Apply:
     """DARE, then task arithmetic: ``theta_0 + lambda sum_k w_k s_k m_k tau_k``.
@@ -44,6 +46,7 @@ def dare_linear(stream: Stream, values: Values) -> Apply:
     base="required",
     source=SOURCE,
     random=True,
+    check=divisible,
 )
 def dare_ties(stream: Stream, values: Values) -> Apply:
     """DARE, then TIES' sign election: entries that disagree with the weighted sum's sign are left out.
@@ -61,10 +64,8 @@ def dare_ties(stream: Stream, values: Values) -> Apply:
 
 
 def _masks(values: Values) -> list[Mask | None]:
-    return [
-        None if density == 1 else _bernoulli(density, values.seed, model, twice=bool(values["rescale"]))
-        for model, density in enumerate(densities(values))
-    ]
+    twice = bool(values["rescale"])
+    return masks_by_density(values, lambda model, density: _bernoulli(density, values.seed, model, twice))
 
 
 def _bernoulli(density: float, seed: int, model: int, twice: bool) -> Mask:

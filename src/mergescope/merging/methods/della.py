@@ -5,8 +5,15 @@ from __future__ import annotations
 import torch
 
 from mergescope.errors import MergescopeError
+from mergescope.merging.methods.linear import divisible
 from mergescope.merging.methods.method import Parameter, Values, method
-from mergescope.merging.methods.sparse import Mask, densities, magnitude, merge_sparse, sparse_parameters
+from mergescope.merging.methods.sparse import (
+    Mask,
+    magnitude,
+    masks_by_density,
+    merge_sparse,
+    sparse_parameters,
+)
 from mergescope.merging.streams import Apply, Chunk, Stream
 
 SOURCE = "Deep et al., 2024 (arXiv:2406.11617)"
@@ -20,12 +27,31 @@ EPSILON = Parameter(
 )
 
 
+def fitting(values: Values) -> None:
+    """Refuse probabilities outside 0 to 1, and weights that sum to zero.
+
+    Args:
+        values: ``weight``, ``density`` and ``epsilon`` per model, ``normalize``.
+
+    Raises:
+        MergescopeError: there are such.
+    """
+    divisible(values)
+    for density, epsilon in zip(values.per_model["density"], values.per_model["epsilon"], strict=True):
+        if 0 < density < 1 and not epsilon < min(density, 1 - density):
+            raise MergescopeError(
+                f"density - epsilon and density + epsilon must both be between 0 and 1, but density is {density:g} and "
+                f"epsilon {epsilon:g}. Use an epsilon below {min(density, 1 - density):g}."
+            )
+
+
 @method(
     "della",
     parameters=[*sparse_parameters(normalized=True, rescaled=True), EPSILON],
     base="required",
     source=SOURCE,
     random=True,
+    check=fitting,
 )
 def della(stream: Stream, values: Values) -> Apply:
     """DELLA: drop at random by magnitude, then elect signs as TIES does.
@@ -34,7 +60,7 @@ def della(stream: Stream, values: Values) -> Apply:
     ``density - epsilon + 2 epsilon i / (n - 1)``; ``density`` if the row has one entry. Rows are
     those of the matrix; a convolution kernel is flattened to ``(out, rest)``; a vector is one row,
     and is held whole to rank it. ``rescale`` gives the tensor its L1 norm back, as in mergekit;
-    the paper divides each entry by its probability.
+    the paper divides each entry by its probability. Density 0 keeps nothing of a model.
 
     Args:
         stream: the tensor of every model and the base.
@@ -52,6 +78,7 @@ def della(stream: Stream, values: Values) -> Apply:
     base="required",
     source=SOURCE,
     random=True,
+    check=fitting,
 )
 def della_linear(stream: Stream, values: Values) -> Apply:
     """DELLA's magnitude-aware drop, then task arithmetic: ``theta_0 + lambda sum_k w_k s_k m_k tau_k``.
@@ -69,20 +96,11 @@ def della_linear(stream: Stream, values: Values) -> Apply:
 
 
 def _masks(stream: Stream, values: Values) -> list[Mask | None]:
-    masks: list[Mask | None] = []
-    for model, (density, epsilon) in enumerate(
-        zip(densities(values), values.per_model["epsilon"], strict=True)
-    ):
-        if density == 1:
-            masks.append(None)
-        elif epsilon < 0 or density + epsilon >= 1 or density - epsilon <= 0:
-            raise MergescopeError(
-                f"density - epsilon and density + epsilon must both be between 0 and 1, but density is {density:g} and "
-                f"epsilon {epsilon:g}. Use an epsilon below {min(density, 1 - density):g}."
-            )
-        else:
-            masks.append(_by_rank(stream.alone(model), density, epsilon, values.seed, model))
-    return masks
+    epsilons = values.per_model["epsilon"]
+    return masks_by_density(
+        values,
+        lambda model, density: _by_rank(stream.alone(model), density, epsilons[model], values.seed, model),
+    )
 
 
 def _by_rank(stream: Stream, density: float, epsilon: float, seed: int, model: int) -> Mask:

@@ -9,11 +9,31 @@ from mergescope.merging.methods.method import INT8_MASK, LAMBDA, WEIGHT, Paramet
 from mergescope.merging.streams import Apply, Chunk, Stream
 
 
+def divisible(values: Values) -> list[float]:
+    """The weights of task vectors, divided by their sum if that is asked for.
+
+    Args:
+        values: ``weight`` per model, ``normalize``.
+
+    Returns:
+        The weights; zeros stay zeros if all are, and the base remains.
+
+    Raises:
+        MergescopeError: weights cancel that are to be divided by their sum.
+    """  # noqa: DOC502 (raised by what this calls)
+    return normalised(values.weights) if values["normalize"] and any(values.weights) else values.weights
+
+
+def _average(values: Values) -> list[float]:
+    return normalised(values.weights) if values["normalize"] else values.weights
+
+
 @method(
     "linear",
     parameters=[WEIGHT, normalize(True)],
     base="none",
     source="Wortsman et al., ICML 2022 (model soups)",
+    check=_average,
 )
 def linear(stream: Stream, values: Values) -> Apply:
     """Weighted average: ``sum_k w_k theta_k / sum_k w_k`` (undivided without ``normalize``).
@@ -25,7 +45,7 @@ def linear(stream: Stream, values: Values) -> Apply:
     Returns:
         The function that merges a chunk.
     """
-    weights = normalised(values.weights) if values["normalize"] else values.weights
+    weights = _average(values)
     return lambda chunk: weighted_sum(chunk.models, weights)
 
 
@@ -33,10 +53,11 @@ def linear(stream: Stream, values: Values) -> Apply:
     "task_arithmetic",
     parameters=[
         WEIGHT, LAMBDA, normalize(False), INT8_MASK,
-        Parameter("density", 1.0, per_model=True, low=0, high=1, meaning="accepted for mergekit's sake, must be 1"),
+        Parameter("density", 1.0, per_model=True, low=1, high=1, meaning="accepted for mergekit's sake, must be 1"),
     ],
     base="required",
     source="Ilharco et al., ICLR 2023",
+    check=divisible,
 )  # fmt: skip
 def task_arithmetic(stream: Stream, values: Values) -> Apply:
     """Task arithmetic: ``theta_0 + lambda sum_k w_k (theta_k - theta_0)``; a negative weight negates.
@@ -48,8 +69,7 @@ def task_arithmetic(stream: Stream, values: Values) -> Apply:
     Returns:
         The function that merges a chunk.
     """
-    weights = normalised(values.weights) if values["normalize"] else values.weights
-    scaled = [values["lambda"] * weight for weight in weights]
+    scaled = [values["lambda"] * weight for weight in divisible(values)]
 
     def merge(chunk: Chunk) -> torch.Tensor:
         assert chunk.base is not None

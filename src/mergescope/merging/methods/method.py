@@ -76,6 +76,8 @@ class Values:
 
 
 Build = Callable[[Stream, Values], Apply]
+Check = Callable[[Values], object]
+"""Raises a MergescopeError, or returns whatever it likes."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Method:
         whole: needs each tensor as one chunk.
         random: draws random numbers.
         source: paper.
+        check: refuses a tensor's parameters that don't go together, before anything is merged.
     """
 
     name: str
@@ -103,6 +106,7 @@ class Method:
     whole: bool
     random: bool
     source: str
+    check: Check
 
     @property
     def summary(self) -> str:
@@ -123,6 +127,7 @@ def method(
     most: int | None = None,
     whole: bool = False,
     random: bool = False,
+    check: Check = lambda values: None,
 ) -> Callable[[Build], Build]:
     """Register a merge method.
 
@@ -135,13 +140,16 @@ def method(
         most: most models, or None.
         whole: needs each tensor as one chunk.
         random: draws random numbers.
+        check: refuses a tensor's parameters that don't go together, before anything is merged.
 
     Returns:
         A decorator that leaves the function as it is.
     """
 
     def register(build: Build) -> Build:
-        METHODS[name] = Method(name, build, least, most, base, tuple(parameters), whole, random, source)
+        METHODS[name] = Method(
+            name, build, least, most, base, tuple(parameters), whole, random, source, check
+        )
         return build
 
     return register

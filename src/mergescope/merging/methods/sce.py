@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from mergescope.errors import MergescopeError
 from mergescope.merging.methods.method import INT8_MASK, Parameter, Values, method
 from mergescope.merging.streams import Apply, Chunk, Stream
 
@@ -34,15 +33,8 @@ def sce(stream: Stream, values: Values) -> Apply:
 
     Returns:
         The function that merges a chunk.
-
-    Raises:
-        MergescopeError: ``select_topk`` is not in (0, 1].
     """
     share = values["select_topk"]
-    if not 0 < share <= 1:
-        raise MergescopeError(
-            f"select_topk is a share of the entries, above 0 and at most 1, but is {share!r}."
-        )
     top = None
     if share < 1:
         varying = int(stream.reduce(lambda chunk: _variance(chunk).count_nonzero()))

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from mergescope.errors import MergescopeError
-from mergescope.merging.methods.linear import normalised
 from mergescope.merging.methods.method import DENSITY, INT8_MASK, LAMBDA, WEIGHT, Parameter, Values, normalize
 from mergescope.merging.streams import Apply, Chunk, Stream
 
@@ -34,25 +32,24 @@ def sparse_parameters(normalized: bool, rescaled: bool) -> list[Parameter]:
     return [WEIGHT, DENSITY, LAMBDA, normalize(normalized), rescale, INT8_MASK]
 
 
-def densities(values: Values) -> list[float]:
-    """The models' densities.
+def masks_by_density(values: Values, partial: Callable[[int, float], Mask]) -> list[Mask | None]:
+    """What each model keeps: everything at density 1, nothing at 0, else what the method chooses.
 
     Args:
-        values: the parameters.
+        values: ``density`` per model.
+        partial: model and density to its mask.
 
     Returns:
-        ``values.per_model["density"]``.
-
-    Raises:
-        MergescopeError: one is not in (0, 1].
+        One mask a model; None keeps everything.
     """
-    found = values.per_model["density"]
-    if not all(0 < density <= 1 for density in found):
-        raise MergescopeError(
-            f"density must be above 0 and at most 1, got {found}. It is the share of a task vector's entries that is "
-            "kept; to leave a model out, give it weight 0."
-        )
-    return found
+    return [
+        None if density >= 1 else partial(model, density) if density > 0 else _nothing
+        for model, density in enumerate(values.per_model["density"])
+    ]
+
+
+def _nothing(chunk: Chunk, delta: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(delta.shape, dtype=torch.uint8)
 
 
 def merge_sparse(stream: Stream, values: Values, masks: Sequence[Mask | None], elect: bool) -> Apply:
@@ -73,8 +70,6 @@ def merge_sparse(stream: Stream, values: Values, masks: Sequence[Mask | None], e
     """
     weights = values.weights
     total = sum(weights)
-    if values["normalize"]:
-        normalised(weights)  # refuses weights that sum to zero
     scales = [
         _rescaling(stream.alone(model), mask) if mask is not None and values["rescale"] else 1.0
         for model, mask in enumerate(masks)
@@ -93,7 +88,7 @@ def merge_sparse(stream: Stream, values: Values, masks: Sequence[Mask | None], e
                 part.mul_(scale)
             part.mul_(weight)
         merged = elected_sum(parts, weights, bool(values["normalize"])) if elect else parts.sum(0)
-        if values["normalize"] and not elect:
+        if values["normalize"] and not elect and any(weights):
             merged /= total
         if values["lambda"] != 1:
             merged *= values["lambda"]

@@ -52,6 +52,10 @@ def slerp(stream: Stream, values: Values) -> Apply:
     return lambda chunk: weighted_sum(both(chunk), [float(first), float(second)])
 
 
+def _shares(values: Values) -> list[float]:
+    return normalised(values.weights, "Give other weights: only their ratio counts.")
+
+
 @method(
     "nuslerp",
     parameters=[
@@ -67,6 +71,7 @@ def slerp(stream: Stream, values: Values) -> Apply:
     source="mergekit",
     least=2,
     most=2,
+    check=_shares,
 )
 def nuslerp(stream: Stream, values: Values) -> Apply:
     """Along the great circle between two models, or between their task vectors if there is a base.
@@ -82,7 +87,7 @@ def nuslerp(stream: Stream, values: Values) -> Apply:
     Returns:
         The function that merges a chunk.
     """
-    share = normalised(values.weights, "Give other weights: only their ratio counts.")[1]
+    share = _shares(values)[1]
     last = stream.shape[-1] if len(stream.shape) > 1 else 0
 
     def local(chunk: Chunk) -> torch.Tensor:
@@ -139,6 +144,12 @@ def _sum_from_origin(coefficients: list[float]) -> Apply:
     return merge
 
 
+def _weights(values: Values) -> list[float]:
+    if values["normalize_weights"]:
+        return normalised(values.weights, "Set normalize_weights: false, or other weights.")
+    return values.weights
+
+
 @method(
     "multislerp",
     parameters=[
@@ -148,6 +159,7 @@ def _sum_from_origin(coefficients: list[float]) -> Apply:
     ],
     base="optional",
     source="Goddard 2025 (Multi-SLERP)",
+    check=_weights,
 )
 def multislerp(stream: Stream, values: Values) -> Apply:
     """Weighted mean direction of several models (or task vectors) at their weighted mean length.
@@ -166,10 +178,7 @@ def multislerp(stream: Stream, values: Values) -> Apply:
     Raises:
         MergescopeError: the directions of three models or more cancel.
     """
-    weights = torch.tensor(values.weights, dtype=torch.float64)
-    if values["normalize_weights"]:
-        normalised(values.weights, "Set normalize_weights: false, or other weights.")
-        weights /= weights.sum()
+    weights = torch.tensor(_weights(values), dtype=torch.float64)
     if len(weights) == 1:
         return lambda chunk: chunk.models[0]
     gram = stream.gram(_origin)

@@ -1,0 +1,140 @@
+"""``mergescope measure``: how linear features are between given models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+VARIADIC = ("--models", "--data", "--layers", "--alphas")
+
+
+class ManyValues(TyperCommand):
+    """A command whose ``--models A B C`` means ``--models A --models B --models C``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the options that take several values.
+
+        Args:
+            ctx: of click.
+            args: the command line.
+
+        Returns:
+            What is left of it.
+        """
+        out: list[str] = []
+        current = ""
+        for arg in args:
+            if arg.startswith("-") and not _number(arg):
+                name = arg.partition("=")[0]
+                current = name if name in VARIADIC else ""
+            elif current and out[-1] != current:
+                out.append(current)
+            out.append(arg)
+        return super().parse_args(ctx, out)
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def measure(
+    models: Annotated[list[str], typer.Option(help="Fine-tunes: [NAME=]path, hub id or base+adapter; several.")],
+    data: Annotated[list[str], typer.Option(help="[NAME=]hub id, file or directory; several. NAME: whose task.")],
+    base: Annotated[str | None, typer.Option(help="The model that they were fine-tuned from.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory for results, figures and the report.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Open everything, print the plan and stop.")] = False,
+    alphas: Annotated[list[float] | None, typer.Option(min=0, max=1, help="Interpolation weights (0.5).")] = None,
+    layers: Annotated[list[str] | None, typer.Option(help="Suffix patterns of layers (see mergescope layers).")] = None,
+    features: Annotated[str, typer.Option(help="auto, all, mean, last, cls or each (token).")] = "auto",
+    centred: Annotated[bool, typer.Option("--centred", help="Subtract the base's mean feature.")] = False,
+    local: Annotated[bool, typer.Option(help="Also feed every layer the base's input.")] = True,
+    split: Annotated[str | None, typer.Option(help="Split of the data (default: test, else validation).")] = None,
+    data_config: Annotated[str | None, typer.Option(help="Configuration of a hub data set.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of texts, or two with a comma.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of images.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of labels.")] = None,
+    template: Annotated[str | None, typer.Option(help='Text from columns: "premise: {premise} ..."')] = None,
+    prompt: Annotated[str | None, typer.Option(help="Column or template of a prompt, which does not count.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Samples of each data set; 0 for all.")] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples at once.")] = 32,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Cut texts at so many tokens.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Directory of the tokenizer or image processor.")] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Re-estimate BatchNorm statistics.")] = False,
+    executor: Annotated[str, typer.Option(help="auto, resident, batched, or streamed (larger than memory).")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; the error is told.")] = "float32",
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of samples and of intervals.")] = 0,
+) -> None:  # fmt: skip
+    """Measure how linear features are between models, layer by layer, and say whether they will merge.
+
+    For every two fine-tunes, and for the base and each: cos and coef between the features of the
+    interpolated model and the interpolation of features (CTL), with intervals; loss barrier and
+    agreement of predictions where the data allow it.
+
+    [bold]Example:[/] mergescope measure --base org/base --models org/a org/b --data org/texts
+    """
+    from mergescope.protocols.measure import Settings
+    from mergescope.studies.given import DataOptions, Options, prepare
+    from mergescope.studies.measured import open_run, write_measurement
+
+    run = None if out is None or dry_run else open_run(out)  # not after an hour of measuring
+    settings = Settings(
+        alphas=tuple(alphas or (0.5,)), layers=tuple(layers) if layers and layers != ["blocks"] else "blocks",
+        features=features, local=local, centred=centred, executor=executor, device=device, seed=seed,
+    )  # fmt: skip
+    wanted = DataOptions(
+        tuple(data), split, data_config, text_column, image_column, label_column, template, prompt, limit or None,
+        batch_size, max_length, tokenizer, seed,
+    )  # fmt: skip
+    given = prepare(Options(base, tuple(models), wanted, settings, dtype), calibrate=calibrate)
+    if dry_run:
+        _print_plan(given.plan(), as_json)
+        return
+    if run is None:
+        found = given.run()
+    else:
+        from mergescope.reports import build_report
+
+        with run.locked():
+            found = given.run()
+            write_measurement(run, found, given.config(), given.provenance())
+            report = build_report(run.path)
+    if as_json:
+        import json
+
+        from mergescope.studies.measured import to_dict
+
+        typer.echo(json.dumps(to_dict(found), indent=1, allow_nan=False))
+        return
+    from rich.console import Console
+
+    from mergescope.reports.measurement import measurement_parts
+
+    console = Console(highlight=False)
+    for part in measurement_parts(found):
+        console.print(part)
+    if run is not None:
+        typer.echo(f"Report: {report}")
+
+
+def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(plan, indent=1))
+        return
+    samples = ", ".join(f"{count} of {name}" for name, count in plan["samples"].items())
+    local = f", and {plan['local_passes']:,} through the layers alone" if plan["local_passes"] else ""
+    typer.echo(
+        f"{plan['models']} models, {plan['pairs']} pairs; at most {plan['points']} points in a pass; "
+        f"{plan['layers']} layers (features: {plan['features']})\nSamples: {samples}\n"
+        f"{plan['forward_passes']:,} forward passes of a batch{local}"
+    )

@@ -1,0 +1,241 @@
+"""The known tasks by name: where their data are, which columns and splits count, what classes mean.
+
+Hub data sets are read at ``main`` unless the task is pinned here or by the user
+(``eurosat@COMMIT``). The pins here are commits that were seen in the data set's own history; where
+none was seen there is none, and the commit that was used is recorded with the results
+(see [`used_commit`][mergescope.data.task_splits.used_commit]).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergescope.data.columns import (
+    choose_image_column,
+    choose_label_column,
+    describe_columns,
+    is_text,
+)
+from mergescope.data.prompts import ALIASES, GENERIC, TEMPLATES, WORDINGS, Wording, canonical, known_classes
+from mergescope.data.sources import load_table
+from mergescope.data.splits import SYNONYMS
+from mergescope.data.templates import choose_texts
+from mergescope.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    import datasets
+
+IMAGES, TEXTS, TEXT_TO_TEXT = "image-classification", "text-classification", "text-to-text"
+"""Kinds of tasks."""
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What is known of a task before any data are read.
+
+    Attributes:
+        name: for tables and directories.
+        source: hub id ``org/name`` or local path of the data.
+        kind: ``"image-classification"``, ``"text-classification"`` or ``"text-to-text"``.
+        config: which of several data sets under one name.
+        revision: branch, tag or commit of a hub id; None is ``main``.
+        columns: ``image``, ``text`` and ``label`` to the names of those columns.
+        splits: ``train`` and ``test`` to the names of those splits. Where a data set hides the
+            answers of its test split, its validation split is the test.
+        classes: the class names in the order of the labels, or None if the data say them.
+        aliases: other names that data give classes, to those.
+        templates: for zero-shot heads; ``{}`` is the class.
+        wording: of text-to-text tasks.
+        citation: what to cite. Licences differ: they are on the data set's card.
+    """
+
+    name: str
+    source: str
+    kind: str = IMAGES
+    config: str | None = None
+    revision: str | None = None
+    columns: Mapping[str, str] = field(default_factory=lambda: {"image": "image", "label": "label"})
+    splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "test": "test"})
+    classes: tuple[str, ...] | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    templates: tuple[str, ...] = ()
+    wording: Wording | None = None
+    citation: str = ""
+
+
+def _images(name: str, source: str, citation: str, **more: str | None | dict[str, str]) -> TaskSpec:
+    return TaskSpec(
+        name, source, IMAGES, classes=known_classes()[name], aliases=ALIASES.get(name, {}),
+        templates=TEMPLATES[name], citation=citation, **more,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _texts(name: str, source: str, test: str, citation: str, config: str | None = None) -> TaskSpec:
+    return TaskSpec(
+        name, source, TEXT_TO_TEXT, config, columns={}, splits={"train": "train", "test": test},
+        classes=known_classes().get(name), aliases=ALIASES.get(name, {}), wording=WORDINGS[name], citation=citation,
+    )  # fmt: skip
+
+
+_SPECS = (
+    _images("cars", "tanganke/stanford_cars", "Krause et al., 3dRR 2013"),
+    _images("dtd", "tanganke/dtd", "Cimpoi et al., CVPR 2014"),
+    _images("eurosat", "tanganke/eurosat", "Helber et al., JSTARS 2019"),
+    _images(
+        "gtsrb", "tanganke/gtsrb", "Stallkamp et al., Neural Networks 2012",
+        revision="ea889fff70dda7b09e94a4b207dded438deca549",
+    ),
+    _images("mnist", "ylecun/mnist", "LeCun et al., Proc. IEEE 1998"),
+    _images("resisc45", "tanganke/resisc45", "Cheng et al., Proc. IEEE 2017"),
+    _images(
+        "sun397", "tanganke/sun397", "Xiao et al., CVPR 2010", revision="9c4afd6174afa3974f209a0ef099dbbe244dfd27"
+    ),
+    _images("svhn", "ufldl-stanford/svhn", "Netzer et al., NIPS workshop 2011", config="cropped_digits"),
+    _images(
+        "cifar10", "uoft-cs/cifar10", "Krizhevsky 2009", columns={"image": "img", "label": "label"}
+    ),
+    _images(
+        "cifar100", "uoft-cs/cifar100", "Krizhevsky 2009", columns={"image": "img", "label": "fine_label"}
+    ),
+    _texts("imdb", "stanfordnlp/imdb", "test", "Maas et al., ACL 2011"),
+    _texts("race", "ehovy/race", "test", "Lai et al., EMNLP 2017", "all"),
+    _texts("qasc", "allenai/qasc", "validation", "Khot et al., AAAI 2020"),
+    _texts("multi_news", "alexfabbri/multi_news", "test", "Fabbri et al., ACL 2019"),
+    _texts("squad", "rajpurkar/squad", "validation", "Rajpurkar et al., EMNLP 2016"),
+    _texts("common_gen", "allenai/common_gen", "validation", "Lin et al., EMNLP Findings 2020"),
+)  # fmt: skip
+
+TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in _SPECS}
+"""The known tasks by name."""
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "clip8": ("cars", "dtd", "eurosat", "gtsrb", "mnist", "resisc45", "sun397", "svhn"),
+    "t5-six": ("imdb", "race", "qasc", "multi_news", "squad", "common_gen"),
+}
+"""Sets of tasks that papers use together (equations.md 6): CLIP's eight and T5's six."""
+
+_SYNONYMS = {"stanford cars": "cars", "multinews": "multi_news", "commongen": "common_gen"}
+
+
+def known_task(name: str) -> str | None:
+    """The task that a name means, whatever its spelling.
+
+    Args:
+        name: a task's name or its data set's hub id.
+
+    Returns:
+        A key of [`TASKS`][], or None.
+
+    Example:
+        >>> known_task("Stanford-Cars"), known_task("tanganke/dtd"), known_task("pets")
+        ('cars', 'dtd', None)
+    """
+    plain = canonical(name)
+    found = _SYNONYMS.get(plain)
+    fits = (spec.name for spec in TASKS.values() if plain == canonical(spec.name) or name == spec.source)
+    return found or next(fits, None)
+
+
+def task_spec(name_or_path: str | os.PathLike[str]) -> TaskSpec:
+    """The description of a task.
+
+    Args:
+        name_or_path: a known task; a known task or a new name with its data, ``name=directory``; a
+            local directory with train and test splits; a hub id. Known tasks and hub ids may end
+            in ``@revision``. A path that exists wins over everything else.
+
+    Returns:
+        The description. For data that nobody has described, their columns decide what kind of task
+        it is, so a table is opened.
+
+    Raises:
+        DataError: there is no such task, or the data are no task. Near matches are suggested.
+
+    Example:
+        >>> task_spec("eurosat").source, len(task_spec("tanganke/sun397").classes)
+        ('tanganke/eurosat', 397)
+        >>> task_spec("dtd@v1").revision
+        'v1'
+    """
+    text = os.fspath(name_or_path).strip()
+    if Path(text).expanduser().exists():
+        return _described(Path(text).expanduser().resolve().name, text)
+    name, equals, source = (part.strip() for part in text.partition("="))
+    if equals and "/" not in name:
+        if not name or not source:
+            raise DataError(f"The task {text!r} has an empty part. Write name=directory.")
+        known = known_task(name)
+        return _described(name, source) if known is None else _at(TASKS[known], source)
+    plain, at, revision = text.partition("@")
+    known = known_task(plain)
+    if known is not None:
+        return replace(TASKS[known], revision=revision) if at else TASKS[known]
+    hint = did_you_mean(plain, [*TASKS, *(spec.source for spec in TASKS.values())])
+    if plain.count("/") == 1 and not plain.startswith((".", "/", "~")):
+        try:
+            return _described(plain.rpartition("/")[2], plain, revision or None)
+        except DataError as error:
+            raise DataError(f"{error}{hint}") from error
+    raise DataError(
+        f"There is no task {text!r}.{hint} Known tasks: {', '.join(TASKS)}. For other data give a directory, "
+        "name=directory or a hub id."
+    )
+
+
+def _at(spec: TaskSpec, source: str) -> TaskSpec:
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise DataError(
+            f"There is no directory {source!r} with the data of the task {spec.name}. Give one that exists, or "
+            f"{spec.name} alone to read {spec.source} from the hub."
+        )
+    kept = [place for place in (path, path / "data") if spec.config and (place / spec.config).is_dir()]
+    return replace(spec, source=source, revision=None, config=spec.config if kept else None)
+
+
+def _described(name: str, source: str, revision: str | None = None) -> TaskSpec:
+    table = load_table(source, revision=revision)
+    test = str(table.split) if table.split is not None else _unnamed_test(source, revision)
+    if SYNONYMS.get(test) not in ("test", "validation"):
+        raise DataError(
+            f"{source} has no test split, only {test}. Put the data in files or directories that are called train and "
+            "test."
+        )
+    kind, columns = _roles(table, source)
+    return TaskSpec(
+        name, source, kind, revision=revision, columns=columns, splits={"train": "train", "test": test},
+        templates=GENERIC if kind == IMAGES else (),
+    )  # fmt: skip
+
+
+def _unnamed_test(source: str, revision: str | None) -> str:
+    # Rows that were made in memory and then saved don't know the name of their split.
+    for name in ("test", "validation"):
+        with contextlib.suppress(DataError):
+            load_table(source, revision=revision, split=name)
+            return name
+    return "one"
+
+
+def _roles(table: datasets.Dataset, source: str) -> tuple[str, dict[str, str]]:
+    label = choose_label_column(table)
+    pictures = any(type(feature).__name__ == "Image" for feature in table.features.values())
+    if label is None:
+        raise DataError(
+            f"{source} has no labels, so it is no task. Columns: {describe_columns(table)}. Call the labels' column "
+            "label, or put images into one directory a class."
+        )
+    if pictures:
+        return IMAGES, {"image": choose_image_column(table), "label": label}
+    different = len(set(table[label][:]))
+    if is_text(table.features[label]) and len(table) >= 20 and different > len(table) / 2:
+        raise DataError(
+            f"The column {label!r} of {source} has {different} different texts in {len(table)} rows, so these are no "
+            "classes. Write classes, or describe a text-to-text task with a TaskSpec and its wording."
+        )
+    return TEXTS, {"text": ",".join(choose_texts(table, label_column=label).columns), "label": label}

@@ -1,0 +1,288 @@
+"""Tables of samples from anywhere: hub data sets, local files and directories, image folders."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mergescope.data.columns import is_text, label_columns
+from mergescope.data.splits import (
+    FORMATS,
+    SYNONYMS,
+    choose_split,
+    file_split,
+    image_files,
+    split_files,
+)
+from mergescope.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    import datasets
+
+_KINDS = ", ".join(FORMATS)
+
+
+def parse_data_option(text: str) -> tuple[str, str]:
+    """Take ``name=spec`` apart; without a name, the file or data set gives one.
+
+    A path that exists is taken as it is, and so is a text with a directory before its first ``=``.
+
+    Args:
+        text: ``name=spec`` or ``spec``, as for [`load_table`][].
+
+    Returns:
+        Name and spec.
+
+    Raises:
+        DataError: one of them is empty.
+
+    Example:
+        >>> parse_data_option("reviews=org/imdb@v1"), parse_data_option("runs/lr=3/spam/test.parquet")
+        (('reviews', 'org/imdb@v1'), ('spam', 'runs/lr=3/spam/test.parquet'))
+    """
+    text = text.strip()
+    name, equals, spec = (part.strip() for part in text.partition("="))
+    if not equals or re.search(r"[/\\]", name) or Path(text).expanduser().exists():
+        name, spec = _name_of(text), text
+    if not name or not spec:
+        raise DataError(
+            f"The data option {text!r} has an empty part. Write name=spec, where spec is a hub id, a file or "
+            "a directory."
+        )
+    return name, spec
+
+
+def _name_of(spec: str) -> str:
+    path = Path(spec).expanduser()
+    parts = [part for part in (path.resolve() if path.exists() else path).parts if part.strip("/.~\\")]
+    if parts and Path(parts[-1]).suffix.lower() in FORMATS:
+        parts.append(file_split(Path(parts.pop())))
+    while len(parts) > 1 and parts[-1].lower() in SYNONYMS:  # ".../spam/test.parquet" is called spam
+        parts.pop()
+    return parts[-1].partition("@")[0] if parts else ""
+
+
+def load_table(
+    spec: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    label_column: str | None = None,
+) -> datasets.Dataset:
+    """Open one split of a data set.
+
+    Args:
+        spec: a hub id ``org/name[@revision]``; a ``.parquet``, ``.csv``, ``.tsv``, ``.json``,
+            ``.jsonl`` or ``.txt`` file (one text a line, empty lines skipped, column ``text``); a
+            directory of those, with the splits' names in file or directory names; a directory
+            written by ``save_to_disk``; or an image folder ``root[/split]/class/x.png``. A path
+            that exists always wins over a hub id.
+        split: which; by default test, else validation, else the only one.
+        config: which of several data sets under one name.
+        revision: branch, tag or commit of a hub id.
+        limit: at most so many rows: a random subset (files are often sorted by class), in the
+            order of the file. A larger limit keeps the rows of a smaller one.
+        seed: of that subset.
+        label_column: the labels' column, if its name does not say so. String labels become a
+            ``ClassLabel`` when rows are left out, so that the rest keeps its numbers.
+
+    Returns:
+        The rows, on disk and read when asked.
+
+    Raises:
+        DataError: nothing there, or it can't be read, or there is no such split.
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"The limit must be at least 1 row, got {limit}.")
+    text = os.fspath(spec)
+    path = Path(text).expanduser()
+    if path.exists():
+        table = _local(path, split, config)
+    elif _looks_local(text):
+        raise DataError(f"There is no file or directory {text!r}.{_near(path)}")
+    else:
+        table = _from_hub(text, split, config, revision)
+    if not len(table):
+        raise DataError(f"{text} (split {table.split}) has no rows. Choose another split or file.")
+    if limit is None or limit >= len(table):
+        return table
+    return _subset(table, limit, seed, label_column)
+
+
+def _subset(table: datasets.Dataset, limit: int, seed: int, label_column: str | None) -> datasets.Dataset:
+    import datasets
+
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(table))[:limit])
+    subset = table.select(chosen)
+    with _quiet():
+        for column in label_columns(table, label_column):
+            if is_text(table.features[column]):
+                names = sorted({value for value in table[column][:] if value is not None})
+                subset = subset.cast_column(column, datasets.ClassLabel(names=names))
+    return subset
+
+
+def _local(path: Path, split: str | None, config: str | None) -> datasets.Dataset:
+    if path.is_file():
+        if path.suffix.lower() not in FORMATS:
+            raise DataError(
+                f"{path} is no table that can be read: expected {_KINDS}, or a directory of such files, of "
+                "images by class, or from save_to_disk."
+            )
+        name = choose_split([file_split(path)], split, str(path))
+        return _read(name, [path])
+    if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return _from_disk(path, split)
+    files = split_files(path, config)
+    images = {} if any(name in SYNONYMS for name in files) else image_files(path)
+    by_class = any(label is not None for members in images.values() for _, label in members)
+    if images and (by_class or not files):  # beside classes of images, a lone table is a list of them
+        return _images(path, images, split)
+    if not files:
+        seen = ", ".join(sorted(item.name for item in path.iterdir())[:10]) or "nothing"
+        raise DataError(f"{path} holds no tables ({_KINDS}) and no images. It holds: {seen}.")
+    name = choose_split(list(files), split, str(path))
+    return _read(name, files[name])
+
+
+def _read(name: str, files: list[Path]) -> datasets.Dataset:
+    import datasets
+
+    where = str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
+    suffix = files[0].suffix.lower()
+    if suffix == ".txt":
+        return datasets.Dataset.from_dict({"text": _lines(files)}, split=datasets.NamedSplit(name))
+    options: dict[str, Any] = {}
+    if FORMATS[suffix] == "csv":
+        # By default the words "NA", "null" and "None" would be read as nothing at all.
+        options = {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False, "na_values": [""]}
+    try:
+        with _quiet():
+            table = datasets.load_dataset(
+                FORMATS[suffix], data_files={name: [str(file) for file in files]}, split=name, **options
+            )
+    except Exception as error:  # the library raises many kinds
+        raise DataError(
+            f"{where} can't be read as {FORMATS[suffix]}: {_reason(error)}. Check that every row has the same "
+            "columns and that the file is complete."
+        ) from error
+    if any(column.startswith("__index_level_") for column in table.column_names):
+        raise DataError(
+            f"{where}: its rows have more fields than its header names. Quote fields that contain the "
+            "separator, and give every column a name."
+        )
+    return table
+
+
+def _lines(files: list[Path]) -> list[str]:
+    lines: list[str] = []
+    file = files[0]
+    try:
+        for file in files:
+            with file.open(encoding="utf-8-sig") as rows:
+                lines += [row.rstrip("\r\n") for row in rows if row.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file} is not UTF-8 text ({error.reason} at byte {error.start}). Convert it and try again."
+        ) from error
+    return lines
+
+
+def _from_disk(path: Path, split: str | None) -> datasets.Dataset:
+    import datasets
+
+    try:
+        if not (path / "dataset_dict.json").is_file():
+            table = datasets.Dataset.load_from_disk(str(path))
+            choose_split([str(table.split or "all")], split, str(path))
+            return table
+        names = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        return datasets.Dataset.load_from_disk(str(path / choose_split(names, split, str(path))))
+    except DataError:
+        raise
+    except Exception as error:  # the library raises many kinds
+        raise DataError(
+            f"{path} is not a complete directory of save_to_disk: {_reason(error)}. Save it again."
+        ) from error
+
+
+def _images(
+    path: Path, files: dict[str, list[tuple[Path, str | None]]], split: str | None
+) -> datasets.Dataset:
+    import datasets
+
+    # Classes of all splits, so that a split that lacks one keeps the others' numbers.
+    classes = sorted({label for members in files.values() for _, label in members if label is not None})
+    name = choose_split(list(files), split, str(path))
+    columns: dict[str, list[Any]] = {"image": [str(file) for file, _ in files[name]]}
+    features: dict[str, Any] = {"image": datasets.Image()}
+    if classes:
+        columns["label"] = [label for _, label in files[name]]
+        features["label"] = datasets.ClassLabel(names=classes)
+    return datasets.Dataset.from_dict(columns, datasets.Features(features), split=datasets.NamedSplit(name))
+
+
+def _from_hub(text: str, split: str | None, config: str | None, revision: str | None) -> datasets.Dataset:
+    import datasets
+
+    repo, _, pinned = text.partition("@")
+    if pinned and revision and pinned != revision:
+        raise DataError(f"{text!r} names the revision {pinned!r}, but {revision!r} was asked for.")
+    revision = revision or pinned or None
+    try:
+        loaded: Any = datasets.load_dataset(repo, config, revision=revision)
+    except Exception as error:  # the library raises many kinds
+        asked = "".join(
+            f", {what} {value!r}" for what, value in (("config", config), ("revision", revision)) if value
+        )
+        raise DataError(
+            f"There is no file or directory {repo!r}, and datasets can't load it from the hub or its cache "
+            f"({datasets.config.HF_DATASETS_CACHE}{asked}): {_reason(error)}. Check the spelling, the config, "
+            "your network and your access. Without a network, fetch it where there is one "
+            f"(datasets.load_dataset({repo!r}).save_to_disk(DIR)), copy DIR here, and name DIR."
+        ) from error
+    return loaded[choose_split(list(loaded), split, repo)]
+
+
+def _looks_local(text: str) -> bool:
+    return (
+        text.startswith((".", "/", "~"))
+        or text.count("/") > 1
+        or "\\" in text
+        or Path(text).suffix.lower() in FORMATS
+    )
+
+
+def _near(path: Path) -> str:
+    parent = path.parent
+    return did_you_mean(path.name, [item.name for item in parent.iterdir()]) if parent.is_dir() else ""
+
+
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:  # the first cause says more than "an error occurred"
+        error = error.__cause__
+    said = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {said[:400]}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    disabled = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not disabled:
+            enable_progress_bars()

@@ -1,0 +1,100 @@
+"""What shape a network's layers return, found without weights and without computing anything."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mergescope.errors import DataError
+from mergescope.models.calling import dummy_inputs
+from mergescope.models.features import Features
+from mergescope.models.layers import OUTPUT, feature_of
+
+FAKEABLE = {"_attn_implementation": "eager", "_experts_implementation": "batched_mm"}
+"""Settings of transformers whose forward passes don't look at values, which here are none."""
+
+TOKENS = 13
+"""Length of the made-up text; a dimension of a text model that follows it is shown as None."""
+
+Shape = tuple[int | None, ...]
+
+
+@torch.no_grad()
+def layer_shapes(model: nn.Module, layers: Sequence[str]) -> dict[str, Shape | None]:
+    """The shape of each layer's output for one sample.
+
+    One forward pass runs on fake tensors, which have shapes and no memory, so it takes a moment
+    whatever the size of the model. Where a network looks at values on the way (some mixtures of
+    experts), the layers after that place remain unknown.
+
+    Args:
+        model: an empty network, best built with [`FAKEABLE`][] settings. It is of no other use
+            afterwards: its parameters are fake.
+        layers: module names, and ``"output"``.
+
+    Returns:
+        Layer to shape without the sample's dimension, None in it for the number of tokens; or None if
+        unknown.
+
+    Example:
+        >>> from mergescope.models import MLP
+        >>> layer_shapes(MLP((784, 100, 10)), ["blocks.0", "output"])
+        {'blocks.0': (100,), 'output': (10,)}
+    """
+    shapes: dict[str, Shape | None] = dict.fromkeys(layers)
+    modules = dict(model.named_modules())
+
+    def hook(name: str) -> Any:
+        def look(module: nn.Module, args: Any, output: Any) -> None:
+            shapes[name] = _shape(feature_of(output, name), text)
+
+        return look
+
+    try:
+        inputs = dummy_inputs(model, TOKENS)
+    except DataError:
+        return shapes
+    text = "input_ids" in inputs
+    attempts = [inputs]
+    if text and "pixel_values" in inputs:  # images inside a text need marks in it, which no two models share
+        attempts.append({name: value for name, value in inputs.items() if name != "pixel_values"})
+    handles = [modules[name].register_forward_hook(hook(name)) for name in shapes if name != OUTPUT]
+    try:
+        with _no_logs(), FakeTensorMode(allow_non_fake_inputs=True):
+            model._apply(lambda value: torch.empty(value.shape, dtype=value.dtype))
+            for attempt in attempts:
+                fakes = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in attempt.items()}
+                # A network may raise anything where it finds no values: what ran before has its shapes.
+                with suppress(Exception):
+                    found = feature_of(Features.of(model).call(model, fakes), OUTPUT)
+                    if OUTPUT in shapes:
+                        shapes[OUTPUT] = _shape(found, text)
+                    break
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes
+
+
+def _shape(value: torch.Tensor, text: bool) -> Shape:
+    sizes: list[int | None] = list(value.shape[1:])
+    if text and len(sizes) == 2 and sizes[0] == TOKENS:
+        sizes[0] = None
+    return tuple(sizes)
+
+
+@contextmanager
+def _no_logs() -> Iterator[None]:
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

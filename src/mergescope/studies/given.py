@@ -1,0 +1,377 @@
+"""Getting somebody's models and data ready to be measured: ``mergescope measure``."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergescope.errors import DataError, MergescopeError, did_you_mean
+from mergescope.models.features import Features
+from mergescope.models.layers import OUTPUT, find_layers
+from mergescope.protocols.measure import HeldOut, Measurement, Settings, measure, passes
+from mergescope.studies.networks import DTYPES, Networks, build, networks_for
+
+if TYPE_CHECKING:
+    import torch
+
+    from mergescope.data import Batches
+
+SAMPLES = 512
+"""Samples of each data set, unless the user says otherwise."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which data, and how rows become batches; fields as for ``load_table`` and ``encode``."""
+
+    specs: tuple[str, ...]
+    split: str | None = None
+    config: str | None = None
+    text_column: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    template: str | None = None
+    prompt: str | None = None
+    limit: int | None = SAMPLES
+    batch_size: int = 32
+    max_length: int | None = None
+    processor: Path | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, as a user says it.
+
+    Attributes:
+        base: reference of the pretrained model, or None.
+        models: references of the fine-tunes.
+        data: the data.
+        settings: as for [`measure`][mergescope.measure].
+        dtype: what the networks compute in.
+    """
+
+    base: str | None
+    models: tuple[str, ...]
+    data: DataOptions
+    settings: Settings = field(default_factory=Settings)
+    dtype: str = "float32"
+
+
+@dataclass
+class Given:
+    """Everything opened.
+
+    Attributes:
+        options: what the user said.
+        base: the base or None; bodies only, if heads differ.
+        models: name to fine-tune.
+        sources: name to the whole checkpoint of each.
+        held: the data and the networks that they run through.
+        homes: data name to the model whose network that is.
+        batches: data name to batches.
+        settings: what to measure.
+        notes: what the user should know.
+    """
+
+    options: Options
+    base: Any
+    models: dict[str, Any]
+    sources: dict[str, Any]
+    held: list[HeldOut]
+    homes: dict[str, str]
+    batches: dict[str, Batches]
+    settings: Settings
+    notes: list[str]
+
+    def plan(self) -> dict[str, Any]:
+        """What measuring will cost.
+
+        Returns:
+            Models, pairs, points at most in a pass, layers, samples, forward passes of a batch.
+        """
+        settings, ends = self.settings, len(self.models) + (self.base is not None)
+        layers = find_layers(self.held[0].model, settings.layers)
+        layers = [layer for layer in layers if settings.output or layer != OUTPUT]
+        points = {
+            name: len(found) for name, found in passes(self.base, self.models, self.held, settings).items()
+        }
+        batches = {name: len(data) for name, data in self.batches.items()}
+        local = settings.local and self.base is not None and layers != [OUTPUT]
+        # The base once more for its mean feature; for its inputs to layers, if all points run at once.
+        more = settings.centred + (local and settings.executor == "batched")
+        return {
+            "models": ends,
+            "pairs": ends * (ends - 1) // 2,
+            "points": max(points.values()),
+            "layers": len(layers),
+            "samples": {name: data.samples for name, data in self.batches.items()},
+            "forward_passes": sum((points[name] + more) * count for name, count in batches.items()),
+            "local_passes": sum((points[name] - 1) * count for name, count in batches.items())
+            if local
+            else 0,
+            "features": Features.of(self.held[0].model, settings.features).choice,
+        }
+
+    def run(self) -> Measurement:
+        """Measure.
+
+        Returns:
+            The measurement, with what should be known about models and data.
+        """
+        # First what may lack memory, for it needs a second network.
+        notes = [] if self.options.dtype == "float32" else [self._precision()]
+        found = measure(self.base, self.models, self.held, self.settings)
+        found.notes += self.notes + notes
+        for name, data in self.batches.items():
+            found.notes += [f"{name}: {note}" for note in data.notes]
+        return found
+
+    def _precision(self) -> str:
+        # One pair on the first batch in float32 as well: what the narrower type changes.
+        held = self.held[0]
+        settings = replace(self.settings, local=False, centred=False, progress=False)
+        twin = build(self.sources[self.homes[held.name]], settings, "float32", held.fixed)
+        names = sorted(self.models, key=lambda name: name != held.owner)[:2]
+        models, base = {name: self.models[name] for name in names}, None if len(names) > 1 else self.base
+        first = [next(iter(held.batches))]
+        ways = [HeldOut(held.name, first, model, None, held.fixed, False) for model in (held.model, twin)]
+        one, other = (measure(base, models, [way], settings).pairs[0].middle for way in ways)
+        worst = {
+            measure: max(
+                (
+                    abs(a.measures[measure].mean - b.measures[measure].mean)
+                    for a, b in zip(one.layers, other.layers, strict=True)
+                    if a.measures[measure].n and b.measures[measure].n
+                ),
+                default=0.0,
+            )
+            for measure in ("cos", "coef")
+        }
+        return (
+            f"computed in {self.options.dtype}: against float32, on one pair and batch, cos changes by up to "
+            f"{worst['cos']:.1e} and coef by up to {worst['coef']:.1e}"
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """Where models and data came from.
+
+        Returns:
+            For ``run.yaml``.
+        """
+        return {
+            "models": {
+                name: {
+                    "from": _origin(source), "commit": source.commit, "digest": source.digest,
+                }
+                for name, source in self.sources.items()
+            },
+            "data": {
+                name: {
+                    "samples": data.samples, "fingerprint": data.fingerprint, "labels": data.labels is not None,
+                    "notes": list(data.notes),
+                }
+                for name, data in self.batches.items()
+            },
+        }  # fmt: skip
+
+    def config(self) -> dict[str, Any]:
+        """What the user asked for.
+
+        Returns:
+            For ``run.yaml``.
+        """
+        said = asdict(self.options)
+        said["data"]["processor"] = (
+            None if self.options.data.processor is None else str(self.options.data.processor)
+        )
+        for name in ("calibration", "progress"):
+            said["settings"].pop(name)
+        said["calibrate"] = self.settings.calibration is not None
+        return _plain(said)
+
+
+def _origin(source: Any) -> str:
+    adapter = getattr(source, "adapter", None)
+    place = str(source.directory or source.files[0])
+    return place if adapter is None else f"{place}+{adapter.directory}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def prepare(options: Options, *, calibrate: bool = False) -> Given:
+    """Open models and data.
+
+    Models of one shape run through the base's network. If their heads differ, their common body is
+    measured; data named like a model then run through that model's network with its head, so that
+    accuracy and loss mean something.
+
+    Args:
+        options: what the user said.
+        calibrate: re-estimate BatchNorm statistics of combined models on the first data set.
+
+    Returns:
+        What is measured.
+
+    Raises:
+        CheckpointError: a model can't be opened.
+        MismatchError: the models have no common body.
+        DataError: the data can't be read, or don't fit the models.
+        MergescopeError: there is no such dtype, too few models, or nothing to compare.
+    """  # noqa: DOC502 (raised by what this calls)
+    if options.dtype not in DTYPES:
+        raise MergescopeError(
+            f"There is no dtype {options.dtype!r} to compute in.{did_you_mean(options.dtype, DTYPES)} Choose one of "
+            f"{', '.join(DTYPES)}."
+        )
+    if len(options.models) + (options.base is not None) < 2:
+        raise MergescopeError("Measuring takes two models: --base and one of --models, or two of --models.")
+    opened, notes = _open([*([] if options.base is None else [options.base]), *options.models])
+    names = _data_names(options.data.specs, [model.name for model in opened[options.base is not None :]])
+    owners = {name: owner for name, (_, owner) in names.items()}
+    found = networks_for(opened, owners, options.settings, options.dtype)
+    settings = options.settings if found.outputs else replace(options.settings, output=False)
+    if not found.outputs and find_layers(next(iter(found.networks.values())), settings.layers) == [OUTPUT]:
+        raise MergescopeError(
+            f"There is nothing to compare: only the output was asked for, and {found.notes[0]}. Choose --layers blocks."
+        )
+    batches = {name: _batches(name, spec, found, opened, options.data) for name, (spec, _) in names.items()}
+    if calibrate:
+        settings = replace(settings, calibration=next(iter(batches.values())))
+    held = [
+        HeldOut(
+            name,
+            batches[name],
+            found.networks[name],
+            owner,
+            found.fixed[name],
+            None if found.outputs else False,
+        )
+        for name, owner in owners.items()
+    ]
+    views = dict(zip((model.name for model in opened), found.models, strict=True))
+    base = None if options.base is None else views.pop(opened[0].name)
+    sources, homes = (
+        {model.name: model for model in opened},
+        {name: home.name for name, home in found.homes.items()},
+    )
+    return Given(options, base, views, sources, held, homes, batches, settings, notes + found.notes)
+
+
+def _open(references: Sequence[str]) -> tuple[list[Any], list[str]]:
+    from mergescope.merging.check import open_distinct
+    from mergescope.weights.references import open_model
+
+    given = [_named(text) for text in references]
+    opened = open_distinct([reference for _, reference in given])
+    for (name, _), model in zip(given, opened, strict=True):
+        model.name = name or model.name
+    names = [model.name for model in opened]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise MergescopeError(
+            f"Two models are called {', '.join(twice)}. Give each a name of its own: NAME=path."
+        )
+    wide = _common_dtype(opened)
+    if wide is None:
+        return opened, []
+    said = "; ".join(f"{model.name} in {', '.join(sorted(map(_said, _dtypes(model))))}" for model in opened)
+    opened = [open_model(reference, dtype=wide) for _, reference in given]
+    for name, model in zip(names, opened, strict=True):
+        model.name = name
+    return opened, [f"the models are stored in different types and read as {_said(wide)} ({said})"]
+
+
+def _named(text: str) -> tuple[str, str]:
+    # "NAME=path", for directories that are all called "model".
+    name, equals, reference = text.partition("=")
+    plain = equals and name and reference and not {"/", os.sep} & set(name) and not Path(text).exists()
+    return (name, reference) if plain else ("", text)
+
+
+def _dtypes(model: Any) -> set[torch.dtype]:
+    return {spec.dtype for spec in model.spec.values() if spec.dtype.is_floating_point}
+
+
+def _said(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _common_dtype(models: Sequence[Any]) -> torch.dtype | None:
+    """The type that all floating-point tensors fit into.
+
+    Returns:
+        The type, or None if models agree tensor by tensor, so that they can be combined as they are.
+    """
+    import torch
+
+    first, *others = ({key: spec.dtype for key, spec in model.spec.items()} for model in models)
+    same = all(first[key] == other[key] for other in others for key in first.keys() & other.keys())
+    every = [_dtypes(model) for model in models]
+    if same and all(dtypes == every[0] for dtypes in every):
+        return None
+    return functools.reduce(torch.promote_types, set().union(*every), torch.float32)
+
+
+def _data_names(specs: Sequence[str], models: Sequence[str]) -> dict[str, tuple[str, str | None]]:
+    from mergescope.data import parse_data_option
+
+    if not specs:
+        raise DataError("There are no data to measure on. Give --data: a hub id, a file or a directory.")
+    names: dict[str, tuple[str, str | None]] = {}
+    for text in specs:
+        name, spec = parse_data_option(text)
+        if name in names:
+            raise DataError(f"Two data sets are called {name!r}. Name them: --data first={spec} ...")
+        names[name] = (spec, name if name in models else None)
+    owned = [name for name, (_, owner) in names.items() if owner]
+    if owned and len(owned) < len(names):
+        others = ", ".join(name for name in names if name not in owned)
+        raise DataError(
+            f"Some data are named like models ({', '.join(owned)}) and some are not ({others}). Name all after the "
+            f"models whose tasks they are ({', '.join(models)}), or none."
+        )
+    missing = [name for name in models if owned and name not in owned]
+    if missing:
+        raise DataError(f"There are no data for {', '.join(missing)}. Give --data {missing[0]}=... as well.")
+    return names
+
+
+def _batches(name: str, spec: str, found: Networks, models: Sequence[Any], data: DataOptions) -> Batches:
+    from mergescope.data import encode, load_processor, load_table
+    from mergescope.data.heads import Head
+    from mergescope.models.features import kind_of_model
+
+    table = load_table(
+        spec,
+        split=data.split,
+        config=data.config,
+        limit=data.limit,
+        seed=data.seed,
+        label_column=data.label_column,
+    )
+    home, kind = found.homes[name], kind_of_model(found.networks[name])
+    places = [getattr(model, "tokenizer_directory", model.directory) for model in (home, *models)]
+    problem: DataError | None = None
+    for files in [data.processor] if data.processor is not None else dict.fromkeys(places):
+        try:
+            processor = load_processor(home.directory, kind, files=files)
+            break
+        except DataError as error:  # fine-tunes are often saved without a tokenizer
+            problem = problem or error
+    else:
+        raise problem or DataError("None of the models has a directory, so there is no tokenizer.")
+    if not found.outputs:
+        processor = replace(processor, head=Head())
+    return encode(
+        table, processor, batch_size=data.batch_size, max_length=data.max_length, text_column=data.text_column,
+        image_column=data.image_column, template=data.template, prompt=data.prompt, label_column=data.label_column,
+    )  # fmt: skip

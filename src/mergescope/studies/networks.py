@@ -1,0 +1,177 @@
+"""Which networks data run through, where models share their body and end in different heads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from mergescope.errors import LayerError, MismatchError
+from mergescope.models import empty_model, find_layers, load_model
+from mergescope.models.bodies import Body, shared_body
+from mergescope.models.loading import matching_keys
+from mergescope.protocols.measure import Settings
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""What networks can compute in."""
+
+
+@dataclass
+class Networks:
+    """Models as they can be compared, and networks to run data through.
+
+    Attributes:
+        models: the models; views of their common body, if their heads differ.
+        homes: data name to the model whose network the data run through.
+        networks: data name to that network.
+        fixed: data name to the entries that stay what they are in that network.
+        outputs: whether outputs can be compared.
+        notes: what the user should know.
+    """
+
+    models: Sequence[Any]
+    homes: dict[str, Any]
+    networks: dict[str, nn.Module]
+    fixed: dict[str, frozenset[str]]
+    outputs: bool = True
+    notes: list[str] = field(default_factory=list)
+
+
+def networks_for(
+    models: Sequence[Any], owners: Mapping[str, str | None], settings: Settings, dtype: str
+) -> Networks:
+    """Build the networks that data run through.
+
+    Args:
+        models: all checkpoints, the base first if there is one.
+        owners: data name to the model whose task it is, or None.
+        settings: what to measure.
+        dtype: what to compute in.
+
+    Returns:
+        The networks: one for all data if models are of one shape or data belong to nobody, else one
+        for each data set, which share the memory of their bodies.
+
+    Raises:
+        MismatchError: the models have no common body.
+    """  # noqa: DOC502 (raised by what this calls)
+    if all(_shapes(model) == _shapes(models[0]) for model in models):
+        network = build(models[0], settings, dtype)
+        return Networks(
+            models,
+            dict.fromkeys(owners, models[0]),
+            dict.fromkeys(owners, network),
+            dict.fromkeys(owners, frozenset()),
+        )
+    named = {model.name: model for model in models}
+    homes = {data: named[owner] for data, owner in owners.items() if owner is not None}
+    if homes:
+        networks = {data: build(home, settings, dtype) for data, home in homes.items()}
+        # Layers are pooled over data by name.
+        if len({tuple(find_layers(network, settings.layers)) for network in networks.values()}) == 1:
+            return _own_heads(models, homes, networks, settings)
+    return _one_network(models, list(owners), settings, dtype)
+
+
+def build(source: Any, settings: Settings, dtype: str, fixed: Collection[str] = ()) -> nn.Module:
+    """The network of a model.
+
+    Args:
+        source: the checkpoint.
+        settings: with executor and device. The streamed executor gets a network without weights.
+        dtype: what to compute in.
+        fixed: entries that no point fills, which a network without weights needs all the same.
+
+    Returns:
+        The network.
+    """
+    if settings.executor != "streamed":
+        return load_model(source, dtype=dtype, device=settings.device)
+    network = empty_model(source)
+    for parameter in network.parameters():  # and not buffers: position tables stay as exact as they are
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    _fill(network, source, fixed, settings.device)
+    return network
+
+
+def _fill(network: nn.Module, source: Any, names: Collection[str], device: str) -> None:
+    keys, entries = matching_keys(network, source), network.state_dict(keep_vars=True)
+    for name in names:
+        entry, value = entries[name], source.tensor(keys[name])
+        if entry.is_meta:
+            path, _, last = name.rpartition(".")
+            value = value.to(device, entry.dtype, copy=True)
+            setattr(network.get_submodule(path), last, nn.Parameter(value, requires_grad=False))
+        else:
+            entry.data.copy_(value)
+
+
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    return {key: spec.shape for key, spec in model.spec.items()}
+
+
+def _blocks(network: nn.Module, settings: Settings) -> list[str]:
+    try:
+        return find_layers(network, "blocks")
+    except LayerError:  # unknown, or shared by many layers: those that are measured are known
+        return find_layers(network, settings.layers)
+
+
+def _own_heads(
+    models: Sequence[Any], homes: dict[str, Any], networks: dict[str, nn.Module], settings: Settings
+) -> Networks:
+    first = next(iter(networks.values()))
+    body = shared_body(first, models, _blocks(first, settings))
+    fixed = {}
+    for data, network in networks.items():
+        # Other classes have other names for it, and another head.
+        own = shared_body(network, body.models, _blocks(network, settings))
+        fixed[data] = own.fixed
+        if settings.executor == "streamed":
+            _fill(network, homes[data], own.fixed, settings.device)
+        elif network is not first:
+            mine, theirs = network.state_dict(keep_vars=True), first.state_dict(keep_vars=True)
+            for name, other in own.models[0].names.items():  # one body in memory, which points overwrite
+                mine[name].data = theirs[other].data
+    count = len(body.models[0].spec)
+    note = f"heads differ: the common body of {count} tensors is combined, each data set runs through its model's head"
+    return Networks(body.models, homes, networks, fixed, True, [note, *_left_out(body)])
+
+
+def _one_network(models: Sequence[Any], data: Sequence[str], settings: Settings, dtype: str) -> Networks:
+    problems: list[MismatchError] = []
+    for home in models[:2]:  # what the first has more than the others may come before what they share
+        network = build(home, settings, dtype)
+        try:
+            body = shared_body(network, models, _blocks(network, settings))
+            break
+        except MismatchError as error:
+            problems.append(error)
+    else:
+        raise min(problems, key=lambda error: len(error.problems))
+    note = f"not all models have the same tensors: the common body of {len(body.models[0].spec)} tensors is measured"
+    if body.fixed:
+        if settings.executor == "streamed":
+            _fill(network, home, body.fixed, settings.device)
+        note = (
+            f"heads differ: the common body of {len(body.models[0].spec)} tensors is measured, without outputs, "
+            "accuracy and loss; to have them, name data like the models whose heads they are for (--data NAME=...)"
+        )
+    return Networks(
+        body.models, dict.fromkeys(data, home), dict.fromkeys(data, network), dict.fromkeys(data, body.fixed),
+        not body.fixed, [note, *_left_out(body)],
+    )  # fmt: skip
+
+
+def _left_out(body: Body) -> list[str]:
+    who: dict[tuple[str, ...], list[str]] = {}
+    for name, keys in body.left_out.items():
+        who.setdefault(tuple(sorted(keys)), []).append(name)
+    return [
+        f"not part of the body: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''} of "
+        f"{', '.join(names)}"
+        for keys, names in who.items()
+    ]

@@ -1,0 +1,391 @@
+"""A network linearised around its pretrained weights (TANGENT; equations.md 4).
+
+``f_lin(x; theta) = f(x; th_0) + J(x; th_0) (theta - th_0)``, one Jacobian-vector product a forward
+pass. What follows of it:
+
+- Outputs, and the features of every layer, are affine in theta: Cross-Task Linearity holds exactly,
+  and a grid of coefficients follows from ``f_0`` and one ``J tau`` a task vector.
+- The mode is fixed: dropout off, BatchNorm by the running statistics of th_0, in training as in
+  evaluation. Otherwise what is trained would not be what is measured.
+- The backward pass is the ordinary one at th_0. A training step costs one forward pass, two more for
+  the tangents, and one backward pass, and keeps the activations of one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+
+from mergescope.errors import LayerError, MergescopeError, MismatchError
+from mergescope.models.layers import OUTPUT, find_layers
+from mergescope.models.loading import key_map, load_weights
+from mergescope.training.selectors import attention_stems
+from mergescope.training.tangents import (
+    Anchored,
+    called_with,
+    differentiable_kernels,
+    hooks_see_sums,
+    recomputed,
+    sums_of,
+    tangents_cut,
+)
+from mergescope.weights import Checkpoint, Point
+from mergescope.weights.point import TensorSource
+
+FORWARDED = frozenset({
+    "_keys_to_ignore_on_load_unexpected", "_weight_conversions", "base_model_prefix", "config", "main_input_name",
+    "model_type", "settings",
+})  # fmt: skip
+"""What is asked of a network besides calling it. Nothing else: ``generate`` would run f itself."""
+
+CALLED = ("eager", "sdpa", None)
+"""Attention implementations of transformers that can be differentiated, the second with another kernel."""
+
+
+class Linearized(nn.Module):
+    """``f(x; th_0) + J(x; th_0) (theta - th_0)`` as a network with the parameters theta.
+
+    It takes the network over: theta are the network's own parameters, under the same names, and the
+    modules are the network's own. So state dicts, layer patterns and hooks work as before, and a
+    forward hook on a module is given the *linearised* feature ``f_l + J_l (theta - th_0)``. th_0 is
+    a copy of the weights at construction and never changes.
+
+    Returned are the network's own structures (tensors, tuples, ModelOutputs) with every tensor
+    linearised, hence no loss from ``labels`` (it would be a linearised loss) and no cache. Autocast
+    and mixed precision work as for any network. There is no second derivative.
+
+    The derivative is that of ``torch.func.jvp``, taken through ``torch.autograd.forward_ad``
+    directly, where hooks see tensors and only ``f`` carries a graph.
+
+    Args:
+        network: the network, with th_0 as its weights. It is put into evaluation mode.
+        checkpointing: recompute blocks in the backward pass in place of keeping their activations.
+
+    Attributes:
+        network: the network itself; calling it gives f(x; theta), not linearised.
+        origin: th_0: parameters and buffers by state-dict name.
+        affine: True: outputs and features are affine in the weights.
+        notes: what was replaced in the network so that it can be differentiated, and why.
+
+    Raises:
+        MergescopeError: the network is linearised already.
+        LayerError: ``checkpointing`` and the network's blocks aren't known.
+
+    Example:
+        >>> from mergescope import MLP
+        >>> _ = torch.manual_seed(0)
+        >>> f = Linearized(MLP((4, 3, 2)))
+        >>> x, theta = torch.ones(1, 4), f.state_dict()
+        >>> zero = f(x).detach()
+        >>> with torch.no_grad():
+        ...     _ = f.head.weight.add_(1.0); one = f(x); _ = f.head.weight.add_(1.0); two = f(x)
+        >>> torch.allclose(two - one, one - zero)
+        True
+    """
+
+    affine = True
+    origin: dict[str, torch.Tensor]
+    network: nn.Module
+
+    def __init__(self, network: nn.Module, *, checkpointing: bool = False) -> None:
+        super().__init__()
+        if isinstance(network, Linearized):
+            raise MergescopeError(f"{type(network.network).__name__} is linearised already.")
+        network.eval()
+        self.__dict__["network"] = network  # not as a submodule, which would add to every name
+        for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            self.__dict__[table] = getattr(network, table)
+        held = {**dict(network.named_parameters()), **_statistics(network)}
+        self.origin = {name: value.detach().clone() for name, value in held.items() if value.is_floating_point()}
+        self.notes = _differentiable(network)
+        accepted = inspect.signature(network.forward).parameters
+        self._caches = "use_cache" in accepted
+        self._blocks: list[str] = []
+        if checkpointing or getattr(network, "is_gradient_checkpointing", False):
+            self.gradient_checkpointing_enable()
+
+    @classmethod
+    def from_point(
+        cls,
+        network: nn.Module,
+        base: Point | TensorSource,
+        point: Point | TensorSource,
+        fixed: Collection[str] = (),
+    ) -> Linearized:
+        """Evaluate any point in the model linearised around a base ("post-hoc", TANGENT section 3).
+
+        Args:
+            network: the architecture; its weights are overwritten.
+            base: th_0.
+            point: theta, however it was trained.
+            fixed: state-dict entries that neither fills: a task's own head.
+
+        Returns:
+            The linearised network at the point.
+
+        Raises:
+            MismatchError: keys or shapes don't fit, or the point was linearised around another base.
+
+        Example:
+            >>> from mergescope import MLP
+            >>> net = MLP((4, 3, 2))
+            >>> base = Checkpoint(net.state_dict(), name="base")
+            >>> f = Linearized.from_point(net, base, base * 1.0)
+            >>> f(torch.ones(1, 4)).shape
+            torch.Size([1, 2])
+        """  # noqa: DOC502 (raised by what this calls)
+        require_origin(point, base)
+        model = linearized_network(network, base, fixed)
+        load_weights(model, point, key_map(model, point, fixed))
+        return model
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether blocks are recomputed in the backward pass."""
+        return bool(self._blocks)
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Recompute blocks in the backward pass.
+
+        Args:
+            **options: as transformers' networks take; blocks are recomputed in one way only.
+
+        Raises:
+            LayerError: the network's blocks aren't known.
+        """
+        try:
+            self._blocks = [name for name in find_layers(self.network, "blocks") if name != OUTPUT]
+        except LayerError as error:
+            raise LayerError(f"Gradient checkpointing recomputes blocks. {error}") from error
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all activations."""
+        self._blocks = []
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate ``f(x; th_0) + J(x; th_0) (theta - th_0)``.
+
+        Args:
+            *args: as the network takes them.
+            **kwargs: likewise.
+
+        Returns:
+            What the network returns, every tensor linearised.
+
+        Raises:
+            MergescopeError: an argument asks for what is not linear, a module is in training mode, or
+                an operation of the network has no forward-mode derivative.
+        """
+        kwargs = self._checked(kwargs)
+        graph = torch.is_grad_enabled()
+        with ExitStack() as stack:
+            stack.enter_context(differentiable_kernels())
+            stack.enter_context(forward_ad.dual_level())
+            weights = self._weights(graph)
+            if graph:
+                stack.enter_context(tangents_cut())
+            if graph and self._blocks:
+                stack.enter_context(recomputed(self.network, self._blocks))
+            stack.enter_context(hooks_see_sums(self.network))
+            try:
+                result = called_with(self.network, weights, args, kwargs)
+            except NotImplementedError as error:
+                reason = str(error).split("\n")[0]
+                raise MergescopeError(
+                    f"{type(self.network).__name__} can't be linearised: one of its operations has no forward-mode "
+                    f"derivative ({reason}) Choose another implementation of it in the network's configuration."
+                ) from error
+            return sums_of(result, strict=type(self.network).__name__)
+
+    def train(self, mode: bool = True) -> Linearized:
+        """Set the wrapper's flag; the network stays in evaluation mode.
+
+        Args:
+            mode: the flag.
+
+        Returns:
+            This network.
+        """
+        self.network.eval()
+        self.training = mode
+        return self
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """The network's modules, itself the first: names in files depend on its class.
+
+        Args:
+            memo: modules seen.
+            prefix: of all names.
+            remove_duplicate: each module once.
+
+        Returns:
+            Names and modules.
+        """
+        return self.network.named_modules(memo, prefix, remove_duplicate)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in FORWARDED:
+                return getattr(self.network, name)
+            raise
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Linearized:
+        super()._apply(fn, recurse)
+        self.origin = {name: fn(value) for name, value in self.origin.items()}
+        return self
+
+    def _weights(self, graph: bool) -> dict[int, torch.Tensor]:
+        found = {id(value): self.origin[name] for name, value in _statistics(self.network).items() if name in self.origin}
+        for name, theta in self.network.named_parameters():
+            origin = self.origin.get(name)
+            if origin is not None:
+                primal = Anchored.apply(theta, origin) if graph and theta.requires_grad else origin
+                found[id(theta)] = forward_ad.make_dual(primal, theta.detach() - origin)
+        return found
+
+    def _checked(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        name = type(self.network).__name__
+        if kwargs.get("labels") is not None:
+            raise MergescopeError(
+                f"labels= makes {name} return a loss, which would be linearised as well. Leave labels out, and "
+                "compute the loss from the logits."
+            )
+        if self._caches:
+            if kwargs.get("use_cache") or kwargs.get("past_key_values") is not None:
+                raise MergescopeError(f"A linearised {name} keeps no cache. Leave use_cache and past_key_values out.")
+            kwargs = {**kwargs, "use_cache": False}
+        busy = next((place for place, module in self.network.named_modules() if module.training), None)
+        if busy is not None:
+            raise MergescopeError(
+                f"The module {busy!r} of a linearised {name} is in training mode, where dropout and BatchNorm make "
+                "another function of every batch. Call eval() on it; to train a linearised network needs no mode. "
+                "BatchNorm statistics are those of th_0 and can't be re-estimated (leave calibration out)."
+            )
+        return kwargs
+
+
+def linearized_network(network: nn.Module, base: Point | TensorSource, fixed: Collection[str] = ()) -> Linearized:
+    """The network in which [`trace`][mergescope.trace] evaluates points linearised around a base.
+
+    Features and outputs of all points are then affine in the weights.
+
+    Args:
+        network: the architecture; its weights are overwritten.
+        base: th_0.
+        fixed: state-dict entries that the base does not fill: a task's own head.
+
+    Returns:
+        The linearised network, at the base.
+
+    Raises:
+        MismatchError: keys or shapes don't fit.
+
+    Example:
+        >>> import mergescope as ms
+        >>> net = ms.MLP((4, 8, 2))
+        >>> base = ms.Checkpoint(net.state_dict(), name="base")
+        >>> a, b = (ms.random_neighbour(base, base * 1.1, seed=seed) for seed in (0, 1))
+        >>> test = ms.ctl(a, b)
+        >>> traced = ms.trace(test.points, [torch.ones(3, 4)], linearized_network(net, base))
+        >>> round(ms.linearity(traced, test)["output"].measures["gap"].mean, 3)
+        0.0
+    """  # noqa: DOC502 (raised by what this calls)
+    load_weights(network, base, key_map(network, base, fixed))
+    return Linearized(network)
+
+
+def origin_of(source: Any) -> str | None:
+    """Around which weights a checkpoint was trained in the linearised regime.
+
+    Args:
+        source: a checkpoint.
+
+    Returns:
+        The content digest of th_0, or None for a checkpoint of another regime.
+
+    Example:
+        >>> origin_of(Checkpoint({"w": torch.zeros(2)})) is None
+        True
+    """
+    metadata = getattr(source, "metadata", {})
+    return metadata.get("base_digest") if metadata.get("linearized") == "true" else None
+
+
+def require_origin(point: Point | TensorSource, base: Point | TensorSource) -> None:
+    """Refuse to evaluate checkpoints of the linearised regime around another base than their own.
+
+    Args:
+        point: any point.
+        base: th_0. Its contents are read if one of the checkpoints was linearised.
+
+    Raises:
+        MismatchError: a checkpoint was linearised around other weights.
+    """
+    origins = {source.name: origin_of(source) for source in Point.of(point).checkpoints}
+    origins = {name: digest for name, digest in origins.items() if digest is not None}
+    if not origins:
+        return
+    found = Point.of(base)
+    own = found.checkpoints[0].digest if found.is_checkpoint else found.digest
+    wrong = [f"{name}: linearised around {digest}" for name, digest in origins.items() if digest != own]
+    if wrong:
+        raise MismatchError(
+            f"The model is to be linearised around {found} (digest {own}), but some checkpoints were trained "
+            "around other weights:",
+            wrong,
+            "Give the base that they were fine-tuned from.",
+        )
+
+
+def _statistics(network: nn.Module) -> dict[str, torch.Tensor]:
+    entries = network.state_dict(keep_vars=True)  # without buffers that follow from the configuration
+    return {name: value for name, value in network.named_buffers() if name in entries}
+
+
+def _differentiable(network: nn.Module) -> list[str]:
+    """Replace what has no forward-mode derivative; what is left to do is done at each forward pass."""
+    configs = [getattr(module, "config", None) for module in network.modules()]
+    attention = {getattr(config, "_attn_implementation", None) for config in configs}
+    experts = {getattr(config, "_experts_implementation", None) for config in configs} - {None, "eager"}
+    notes = []
+    replaced = sorted(kind for kind in attention if kind not in CALLED)
+    if replaced:
+        _each(network, "set_attn_implementation")
+        notes.append(
+            f"attention runs as 'eager', not {', '.join(map(repr, replaced))}: its kernel has no forward-mode derivative"
+        )
+    if "sdpa" in attention or (attention == {None} and _attends(network)):
+        notes.append(
+            "attention runs torch's MATH kernel: the fused kernels of scaled_dot_product_attention have no "
+            "forward-mode derivative"
+        )
+    if experts:
+        _each(network, "set_experts_implementation")
+        notes.append(
+            f"experts run as 'eager', not {', '.join(map(repr, sorted(experts)))}: grouped matrix products have no "
+            "forward-mode derivative"
+        )
+    return notes
+
+
+def _each(network: nn.Module, method: str) -> None:
+    for module in network.modules():
+        if hasattr(module, method):
+            getattr(module, method)("eager")
+
+
+def _attends(network: nn.Module) -> bool:
+    try:
+        return bool(attention_stems(network))
+    except LayerError:
+        return False
