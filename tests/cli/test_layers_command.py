@@ -76,7 +76,9 @@ def test_json_has_the_same(saved, kind, features, shapes):
 
 
 def test_layers_can_be_named(saved):
-    found = described(saved / "llama", "--layers", "mlp.*_proj", "--layers", "output", "--layers", "embed_tokens")
+    found = described(
+        saved / "llama", "--layers", "mlp.*_proj", "--layers", "output", "--layers", "embed_tokens"
+    )
     projections = [f"model.layers.{i}.mlp.{part}_proj" for i in range(2) for part in ("gate", "up", "down")]
     assert [row["name"] for row in found["layers"]] == ["model.embed_tokens", *projections, "output"]
     assert found["layers"][1]["shape"] == ["tokens", 32] and found["family"] is None
@@ -86,16 +88,23 @@ def test_layers_can_be_named(saved):
 
 
 def test_a_guess_is_called_one_and_unknown_shapes_are_question_marks(tmp_path):
-    sizes = {"embed_dim": 16, "depths": [1, 1, 1, 1], "hidden_sizes": [4, 8, 8, 8], "num_attention_heads": [1] * 4}
+    sizes = {
+        "embed_dim": 16,
+        "depths": [2, 2, 2, 2],
+        "hidden_sizes": [4, 8, 8, 8],
+        "num_attention_heads": [1] * 4,
+    }
     net = transformers.PvtModel(transformers.PvtConfig(image_size=32, **sizes))
     net.config.architectures = ["PvtModel"]
     net.config.save_pretrained(tmp_path / "pvt")
     found = described(tmp_path / "pvt")
     assert found["guessed"] and found["family"] is None
-    assert [row["class"] for row in found["layers"][:-1]] == ["PvtLayer"] * 4
+    assert [row["class"] for row in found["layers"][:-1]] == ["PvtLayer"] * 8
     assert "Family: unknown. These are a guess" in run(tmp_path / "pvt")
 
-    net = transformers.ASTModel(transformers.ASTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    net = transformers.ASTModel(
+        transformers.ASTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )
     net.config.architectures = ["ASTModel"]
     net.config.save_pretrained(tmp_path / "sounds")
     assert {row["shape"] for row in described(tmp_path / "sounds")["layers"]} == {None}
@@ -104,7 +113,12 @@ def test_a_guess_is_called_one_and_unknown_shapes_are_question_marks(tmp_path):
 
 def test_a_model_larger_than_any_memory_has_layers(tmp_path):
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 65536}
-    config |= {"intermediate_size": 262144, "num_hidden_layers": 3, "num_attention_heads": 512, "vocab_size": 200000}
+    config |= {
+        "intermediate_size": 262144,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 512,
+        "vocab_size": 200000,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = described(tmp_path)
     assert found["parameters"] > 200e9
@@ -123,10 +137,14 @@ def test_a_hub_id_in_the_cache_needs_its_configuration_only(saved):
     (refs / "main").write_text(commit)
     assert described("org/tiny")["class"] == "BertForSequenceClassification"
     assert described(f"org/tiny@{commit}")["model"] == "org/tiny"
-    with pytest.raises(CheckpointError, match="'org/absent' is neither a local path nor a model whose config.json"):
+    with pytest.raises(
+        CheckpointError, match="'org/absent' is neither a local path nor a model whose config.json"
+    ):
         run("org/absent")
     with pytest.raises(CheckpointError, match="at revision 'v9'"):
         run("org/tiny@v9")
+    with pytest.raises(CheckpointError, match="There is no file or directory './no/where'"):
+        run("./no/where")
 
 
 @pytest.mark.parametrize(

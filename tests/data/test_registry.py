@@ -71,7 +71,7 @@ def test_families_and_templates_are_of_known_tasks():
 @pytest.mark.parametrize(
     ("written", "name"),
     [("sun397", "sun397"), ("SUN397", "sun397"), ("stanford-cars", "cars"), ("tanganke/stanford_cars", "cars"),
-     ("ylecun/mnist", "mnist"), ("multi-news", "multi_news")],
+     ("ylecun/mnist", "mnist"), ("MultiNews", "multi_news"), ("SUN-397", "sun397")],
 )  # fmt: skip
 def test_tasks_are_found_by_any_spelling(written, name):
     assert task_spec(written) is TASKS[name]
@@ -222,6 +222,14 @@ def test_text_directories_are_tasks_whose_splits_number_classes_alike(tmp_path):
     assert test["label"] == [2, 1]
 
 
+def test_a_directorys_own_validation_split_is_used(tmp_path):
+    for split, values in {"train": range(20), "dev": range(20, 24), "test": range(24, 30)}.items():
+        write_images(tmp_path, [0, 1] * (len(values) // 2), ["a", "b"], splits=(split,))
+    spec = task_spec(tmp_path)
+    assert spec.splits == {"train": "train", "test": "test", "validation": "validation"}
+    assert [len(load_split(spec, split)) for split in ("train", "validation", "test")] == [20, 4, 6]
+
+
 def test_directories_that_are_no_tasks_are_refused(tmp_path):
     for name, rows in {
         "bare": {"text": ["a", "b"]},
@@ -289,6 +297,8 @@ def test_text_to_text_rows_become_questions_and_answers(tmp_path, name):
         table = load_split(found, split)
         assert table.column_names == ["text", "answer"] and len(table) == rows
         assert (table[0]["text"], table[0]["answer"]) == expected
+    with pytest.raises(DataError, match="is text-to-text: it has answers, and no labels"):
+        label_column(found, table)
 
 
 def test_wordings_say_what_is_missing():

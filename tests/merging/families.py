@@ -40,6 +40,12 @@ def build(kind, seed=0, **changes):
         model = tf.T5ForConditionalGeneration(
             tf.T5Config(**settings | {"decoder_start_token_id": 0} | changes)
         )
+    elif kind == "bart":
+        sizes = {"layers": 2, "attention_heads": 2, "ffn_dim": 24}
+        sides = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
+        settings = {"d_model": 16, "vocab_size": 40, "max_position_embeddings": 32}
+        settings |= {"decoder_start_token_id": 2, "eos_token_id": 39}  # tied networks repeat the start
+        model = tf.BartForConditionalGeneration(tf.BartConfig(**settings | sides | changes))
     elif kind == "bert":
         model = tf.BertForSequenceClassification(tf.BertConfig(**SMALL | changes))
     elif kind == "vit":

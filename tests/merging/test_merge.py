@@ -124,6 +124,18 @@ def test_both_stacks_of_a_t5_can_be_put_together_anew(tmp_path, counted):
     loads(out, "t5")
 
 
+@pytest.mark.parametrize(("side", "other"), [("encoder", "decoder"), ("decoder", "encoder")])
+def test_one_side_of_a_bart_can_be_stacked(tmp_path, side, other):
+    (path,) = save_family(tmp_path, "bart", ("a",)).values()
+    whole = {"models": [entry(path)]}
+    rest = {f"model.{other}": whole, "model.shared": whole, "final_logits_bias": whole}
+    modules = {f"model.{side}": cut(path, (0, 2), (1, 2)), **rest}
+    out = merge({"merge_method": "passthrough", "modules": modules}, tmp_path / "out")
+    config = json.loads((out / "config.json").read_text())
+    assert (config[f"{side}_layers"], config[f"{other}_layers"]) == (3, 2)
+    loads(out, "bart")
+
+
 @pytest.mark.parametrize("decoder", [1, 2, 3])
 def test_layer_ranges_of_an_encoder_and_a_decoder_need_modules(tmp_path, decoder):
     (path,) = save_family(tmp_path, "t5", ("a",), num_decoder_layers=decoder).values()

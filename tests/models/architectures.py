@@ -9,13 +9,28 @@ MARKS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 PIXELS = {**SIZES, "image_size": 16, "patch_size": 8}
 SMALL = {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
 STAGES = {"hidden_sizes": [4, 8, 8, 8], "depths": [1, 2, 1, 3]}
-WINDOWS = {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4}
+WINDOWS = {
+    "image_size": 32,
+    "patch_size": 2,
+    "embed_dim": 8,
+    "depths": [2, 2],
+    "num_heads": [2, 2],
+    "window_size": 4,
+}
 TOWERS = {"text_config": {**WORDS, **MARKS}, "vision_config": PIXELS}
 MIX = {**WORDS, "num_experts_per_tok": 2, "num_key_value_heads": 2}
 GROUPED = {**WORDS, "num_key_value_heads": 2, "head_dim": 8}
 DISTIL = {"vocab_size": 50, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
 BLOOM = {"vocab_size": 50, "hidden_size": 16, "n_layer": 2, "n_head": 2}
-T5 = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 2}
+T5 = {
+    "vocab_size": 50,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 32,
+    "num_layers": 3,
+    "num_decoder_layers": 2,
+    "num_heads": 2,
+}
 BART = {
     "vocab_size": 50, "d_model": 16, "max_position_embeddings": 32,
     "encoder_layers": 3, "encoder_attention_heads": 2, "encoder_ffn_dim": 32,
@@ -109,7 +124,11 @@ KNOWN = {
         images,
         {"EfficientNetBlock": 7},
     ),
-    "MobileNetV2Model": ({"image_size": 32, "depth_multiplier": 0.25}, images, {"MobileNetV2InvertedResidual": 16}),
+    "MobileNetV2Model": (
+        {"image_size": 32, "depth_multiplier": 0.25},
+        images,
+        {"MobileNetV2InvertedResidual": 16},
+    ),
 }
 
 

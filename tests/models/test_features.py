@@ -109,7 +109,10 @@ def test_a_token_mask_leaves_out_the_prompt_and_the_model_does_not_see_it(choice
     batches = batched(some, "left")
     for batch in batches:  # the prompt is the first two tokens of each text
         batch["token_mask"] = batch["attention_mask"] * (batch["attention_mask"].cumsum(1) > 2)
+    given = []
+    net.register_forward_pre_hook(lambda module, args, kwargs: given.extend(kwargs), with_kwargs=True)
     seen, state = traced(net, batches, layers=layer, features=choice)
+    assert set(given) == {"input_ids", "attention_mask", "use_cache"}
     tokens = [hidden_states(net, state, alone(text))[0][0] for text in some]
     if choice == "cls":  # the first token is the prompt's
         expected = torch.cat([map_[:1] for map_ in tokens])
@@ -152,7 +155,11 @@ def test_an_encoder_decoder_has_mean_encoder_features_and_those_of_the_first_gen
         inputs = alone(text) | {"decoder_input_ids": first}
         (mean, *_), result = hidden_states(net, state, inputs, "encoder_hidden_states")
         (token, *_), _ = hidden_states(net, state, inputs, "decoder_hidden_states")
-        for layer, expected in ((encoder, mean.mean(0)), (decoder, token[0]), ("output", result.logits[0, 0])):
+        for layer, expected in (
+            (encoder, mean.mean(0)),
+            (decoder, token[0]),
+            ("output", result.logits[0, 0]),
+        ):
             torch.testing.assert_close(seen.rows(layer, 1)[number], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -262,7 +269,11 @@ def test_bare_token_ids_are_a_batch_too(kind):
     [
         ("llama", torch.tensor([1, 2]), r"labels are tokens of shape \[2, 4\], got \[2\].*Leave labels out"),
         ("gpt2", torch.ones(2, 3).long(), r"labels are tokens of shape \[2, 4\], got \[2, 3\]"),
-        ("t5", torch.ones(2, 3).long(), r"first tokens that it should generate.*got \[2, 3\].*labels\[:, 0\]"),
+        (
+            "t5",
+            torch.ones(2, 3).long(),
+            r"first tokens that it should generate.*got \[2, 3\].*labels\[:, 0\]",
+        ),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(kind, labels, message):

@@ -60,7 +60,9 @@ def write(path, net, kind="F32", file_type=None, leave_out=()):
         for part, heads in (("q_proj", HEADS), ("k_proj", KEYS)):
             if part in key:
                 rows, columns = array.shape
-                array = array.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+                array = (
+                    array.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+                )
         path_, _, block = key.removesuffix(".weight").partition("layers.")
         number, _, part = block.partition(".")
         name = f"blk.{number}.{NAMES[part]}.weight" if block else f"{NAMES[path_]}.weight"
@@ -144,7 +146,9 @@ def test_dtype_and_directories(tmp_path):
     }
 
     write(tmp_path / "tiny.Q4_1.gguf", llama(), "Q4_1")
-    with pytest.raises(CheckpointError, match=r"holds 2 GGUF files .tiny.Q4_1.gguf, tiny.Q8_0.gguf.. Name one"):
+    with pytest.raises(
+        CheckpointError, match=r"holds 2 GGUF files .tiny.Q4_1.gguf, tiny.Q8_0.gguf.. Name one"
+    ):
         load_gguf(tmp_path)
 
 
@@ -152,7 +156,9 @@ def test_a_directory_with_other_weights_is_no_gguf_file(tmp_path):
     write(tmp_path / "tiny.gguf", llama())
     net = ms.MLP((4, 3, 2))
     ms.save(ms.Checkpoint(net.state_dict()), tmp_path / "net")
-    (tmp_path / "net" / "config.json").write_text(json.dumps({"model_type": "mergescope-mlp", "sizes": [4, 3, 2]}))
+    (tmp_path / "net" / "config.json").write_text(
+        json.dumps({"model_type": "mergescope-mlp", "sizes": [4, 3, 2]})
+    )
     (tmp_path / "tiny.gguf").rename(tmp_path / "net" / "tiny.gguf")
     assert isinstance(ms.load_model(tmp_path / "net"), ms.MLP)
     with pytest.raises(CheckpointError, match=r"is neither a \.gguf file nor a directory with just one"):

@@ -53,7 +53,9 @@ def test_numbered_attributes_are_siblings():
 
 
 def test_composed_modules_come_before_single_operations():
-    net = Block(xs=nn.ModuleList(block() for _ in range(2)), tables=nn.ModuleList(nn.Linear(1, 1) for _ in range(9)))
+    net = Block(
+        xs=nn.ModuleList(block() for _ in range(2)), tables=nn.ModuleList(nn.Linear(1, 1) for _ in range(9))
+    )
     assert longest_run(net) == ["xs.0", "xs.1"]
     assert longest_run(Block(fc1=nn.Linear(2, 2), fc2=nn.Linear(2, 2))) == ["fc1", "fc2"]
 
@@ -63,7 +65,10 @@ def test_ties_go_to_the_outermost_then_to_the_larger(order):
     inner = Block(deep=nn.ModuleList(block(9) for _ in range(2)))
     parts = [("first", inner), ("second", nn.ModuleList(block() for _ in range(2)))][::order]
     assert longest_run(Block(**dict(parts))) == ["second.0", "second.1"]
-    parts = [("small", nn.ModuleList(block(2) for _ in range(2))), ("large", nn.ModuleList(block(3) for _ in range(2)))]
+    parts = [
+        ("small", nn.ModuleList(block(2) for _ in range(2))),
+        ("large", nn.ModuleList(block(3) for _ in range(2))),
+    ]
     assert longest_run(Block(**dict(parts[::order]))) == ["large.0", "large.1"]
 
 

@@ -156,7 +156,8 @@ def test_guessed_layers_can_be_traced():
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
-            self.stages = nn.ModuleDict({"a": nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in "123"))})
+            wide = [nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(3)]
+            self.stages = nn.ModuleDict({"a": nn.Sequential(*wide)})
             self.top = nn.Linear(64, 3)
 
         def forward(self, x):

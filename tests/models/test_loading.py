@@ -349,3 +349,23 @@ def test_loading_is_silent_and_leaves_the_settings_of_transformers_alone(saved, 
     assert ours == ""
     assert before == after == [20, True, False]
     assert theirs  # what a user lets transformers say is said again
+
+
+def test_a_head_for_another_task_is_left_out(tmp_path):
+    # bert-base-uncased says BertForMaskedLM, and holds what BertForPreTraining has.
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, vocab_size=30
+    )
+    whole = transformers.BertForPreTraining(config)
+    whole.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": ["BertForMaskedLM"]}))
+    network = ms.load_model(tmp_path)
+    assert type(network).__name__ == "BertForMaskedLM"
+    assert torch.equal(network.cls.predictions.bias, whole.cls.predictions.bias)
+    checkpoint = ms.Checkpoint(tmp_path)
+    assert not any("pooler" in key for key in key_map(network, checkpoint).values())
+    del whole.bert.encoder.layer[0]
+    with pytest.raises(MismatchError, match="encoder.layer.0"):
+        key_map(network, ms.Checkpoint(whole.state_dict()))

@@ -15,18 +15,17 @@ from mergescope.models.architecture import Architecture
 from mergescope.models.calling import dummy_inputs
 from mergescope.models.features import Features
 from mergescope.models.layers import feature_of, find_layers
-from mergescope.models.loading import empty_network
-from mergescope.models.shapes import FAKEABLE, TOKENS, layer_shapes
+from mergescope.models.shapes import TOKENS, layer_shapes, skeleton
 
 EXPERTS = ("MixtralForCausalLM", "Qwen2MoeForCausalLM")
 FOUR = transformers.__version__.startswith("4.")
 
 
-def empty(net, folder):
+def copied(net, folder):
     net.config.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architectures": [type(net).__name__]}))
-    return empty_network(Architecture.of(folder), **FAKEABLE)
+    return skeleton(Architecture.of(folder))
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -40,13 +39,15 @@ def test_shapes_are_those_of_a_real_forward_pass(name, tmp_path):
     with torch.no_grad():
         seen["output"] = feature_of(Features.of(real).call(real, dummy_inputs(real, TOKENS)), "output")
 
-    found = layer_shapes(empty(real, tmp_path), layers)
+    found = layer_shapes(copied(real, tmp_path), layers)
     if FOUR and name in EXPERTS:  # its experts look at who was chosen
         assert found == dict.fromkeys(layers)
         return
     assert list(found) == layers
     for layer, shape in found.items():
-        assert tuple(TOKENS if size is None else size for size in shape) == tuple(seen[layer].shape[1:]), layer
+        assert tuple(TOKENS if size is None else size for size in shape) == tuple(seen[layer].shape[1:]), (
+            layer
+        )
         assert (None in shape) == (real.main_input_name == "input_ids" and seen[layer].shape[1] == TOKENS)
 
 

@@ -4,7 +4,7 @@ import torch
 
 import mergescope as ms
 from mergescope.errors import MergescopeError
-from mergescope.readings import Batch, inner_products
+from mergescope.readings import Batch, inner_products, linearity_measures
 
 
 def feed(reading, features, points=("p", "q", "r"), size=None):
@@ -37,6 +37,52 @@ def test_the_gram_matrix_is_every_inner_product_in_float64(features):
         np.testing.assert_allclose(
             reading.gram(layer, ["r", "p"]), expected[:, [2, 0]][:, :, [2, 0]], rtol=1e-13, atol=1e-13
         )
+
+
+def near_linear(distance, gap, dim, samples=16):
+    """Float32 features m, a, b, base: fine-tunes at a distance from the base, m a gap off their mean.
+
+    Both are relative to what they are measured from.
+    """
+    generator = torch.Generator().manual_seed(0)
+    base, *steps = torch.randn(4, samples, dim, generator=generator, dtype=torch.float64)
+    base = 3 * base + 1
+    size = distance * base.norm(dim=1, keepdim=True)
+    step_a, step_b, off = (torch.nn.functional.normalize(step, dim=1) for step in steps)
+    a, b = base + size * step_a, base + size * step_b
+    m = (a + b) / 2 + gap * ((a + b) / 2 - base).norm(dim=1, keepdim=True) * off
+    return [feature.float() for feature in (m, a, b, base)]
+
+
+def slow_gaps(m, a, b, base):
+    """Gap and relative gap from differences of features in float64, of the same float32 features."""
+    m, a, b, base = (feature.double() for feature in (m, a, b, base))
+    mean = (a + b) / 2
+    away = (m - mean).norm(dim=1)
+    return (away / mean.norm(dim=1)).numpy(), (away / (mean - base).norm(dim=1)).numpy()
+
+
+@pytest.mark.parametrize("dim", [768, 38400])  # a class token's and a token map's, of ViT-B/32
+@pytest.mark.parametrize(
+    ("distance", "gap", "error"), [(0.1, 1e-3, 1e-5), (0.1, 1e-4, 1e-3), (0.01, 1e-3, 1e-3)]
+)
+def test_small_gaps_are_right_although_they_are_differences_of_large_numbers(dim, distance, gap, error):
+    features = near_linear(distance, gap, dim)
+    raw, relative = slow_gaps(*features)
+    assert 0.8 * gap < relative.min() and relative.max() < 1.2 * gap and raw.max() < 1e-4
+    reading = feed(ms.InnerProducts(), {"layer": torch.stack(features)}, points="mabo", size=5)
+    got = linearity_measures(reading.gram("layer", "mabo"), [0.5, 0.5], reference=True)
+    np.testing.assert_allclose(got["gap"], raw, rtol=error)
+    np.testing.assert_allclose(got["gap_rel"], relative, rtol=error)
+
+
+def test_a_gap_of_1e_4_of_the_feature_itself_is_right_to_five_digits():
+    features = near_linear(distance=1.0, gap=1.4e-4, dim=38400)
+    raw, _ = slow_gaps(*features)
+    assert 0.8e-4 < raw.min() and raw.max() < 1.2e-4
+    reading = feed(ms.InnerProducts(), {"layer": torch.stack(features)}, points="mabo")
+    got = linearity_measures(reading.gram("layer", "mabo"), [0.5, 0.5])
+    np.testing.assert_allclose(got["gap"], raw, rtol=1e-5)
 
 
 def test_chunks_inside_a_batch_change_nothing(features, monkeypatch):

@@ -32,7 +32,9 @@ def traced(net, batches, names=("base", "a")):
 
 def cases():
     # A text that starts behind padding has other absolute positions, which only GPT-2 has.
-    return [(kind, side) for kind in DECODERS for side in ("right", "left") if (kind, side) != ("gpt2", "left")]
+    return [
+        (kind, side) for kind in DECODERS for side in ("right", "left") if (kind, side) != ("gpt2", "left")
+    ]
 
 
 @pytest.mark.parametrize(("kind", "side"), cases())

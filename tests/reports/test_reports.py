@@ -2,12 +2,11 @@
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
-from itertools import combinations
 from math import nan
 
 import numpy as np
 import pytest
+from reports.looking import NASTY, Page, overlaps
 from reports.synthetic import make_rows, make_run, make_samples
 from rich.console import Console
 
@@ -19,8 +18,6 @@ from mergescope.reports.style import new_figure, render, settle, styled
 from mergescope.reports.tables import accuracy_grid, barrier_grid, equation_grid, null_grid, number, pair_grid
 from mergescope.reports.verdicts import headline_of_regimes
 from mergescope.studies.rundir import RESULTS, SAMPLES, read_table, write_rows, write_table
-
-NASTY = "<script>alert('x')</script>"
 
 
 def table_of(rows):
@@ -44,40 +41,6 @@ def all_figures(rows):
     yield "pairs-coef", curves.pair_matrices(results, "coef")
     yield "lambda", curves.lambda_search(results)
     yield "barrier", curves.barrier_curves(results, results.networks[0])
-
-
-def overlaps(figure):
-    """Pairs of texts that touch, slanted tick labels left out."""
-    from matplotlib.axis import Axis
-    from matplotlib.text import Text
-
-    figure.draw_without_rendering()
-    renderer = figure.canvas.get_renderer()
-
-    def drawn(artist):
-        if not artist.get_visible():
-            return
-        children = artist.get_children()
-        if isinstance(artist, Axis):  # it also keeps ticks outside of the view, which are not drawn
-            low, high = sorted(artist.get_view_interval())
-            ticks = [
-                tick.label1
-                for tick in artist.get_major_ticks()
-                if low - 1e-9 <= tick.get_loc() <= high + 1e-9
-            ]
-            children = [artist.label, *ticks]
-        for child in children:
-            if isinstance(child, Text):
-                if child.get_visible() and child.get_text().strip() and child.get_rotation() % 90 == 0:
-                    yield child
-            elif not (hasattr(child, "axison") and not child.axison):
-                yield from drawn(child)
-
-    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in drawn(figure)]
-    width, height = figure.bbox.width, figure.bbox.height
-    found = [(a, b) for (a, x), (b, y) in combinations(boxes, 2) if x.padded(-0.75).overlaps(y.padded(-0.75))]
-    found += [(a, "edge") for a, x in boxes if min(x.x0, x.y0) < -1 or x.x1 > width + 1 or x.y1 > height + 1]
-    return len(boxes), found
 
 
 SHAPES = {
@@ -144,27 +107,6 @@ def nasty_report(tmp_path_factory):
     )
     path = make_run(tmp_path_factory.mktemp("runs") / "run", rows)
     return build_report(path)
-
-
-class Page(HTMLParser):
-    """Tags with attributes, and the text outside of style and drawings."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.open = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "br", "path", "use", "rect", "link"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if tag in self.open:
-            assert self.open.pop() == tag, tag
 
 
 def test_names_from_data_are_escaped(nasty_report):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from support import NETS, family, labelled_batches, make_net
 from tiny_transformers import MAKERS, batches_for, tiny
 from torch import nn
@@ -39,7 +40,7 @@ def assert_close(one, two):
 def test_results_are_those_of_the_resident_executor(kind):
     net, batches = data_of(kind)
     base, a, b = family(net, ("base", "a", "b"), scale=0.05)
-    one, two = both(net, batches, ms.ctl(a, b, 0.3, reference=base).points, local=base)
+    one, two = both(net, batches, ms.ctl(a, b, 0.3, reference=base).points, local=a)
     assert (one.executor, two.executor) == ("resident", "batched") and one.samples == two.samples
     assert one.local_passes == two.local_passes
     assert_close(one, two)
@@ -64,15 +65,33 @@ def test_statistics_of_each_point_are_used():
     assert np.abs(combined[0] / combined[1] - 1).min() > 0.01
 
 
-def test_entries_that_all_points_share_are_not_stacked():
+def test_features_are_what_the_layer_returned_even_if_a_later_one_works_in_place():
+    net, batches = make_net("convnet"), labelled_batches()
+    assert_close(*both(net, batches, family(net, ("base", "a")), layers=["blocks.0.1", "blocks.0"]))
+
+
+def test_entries_that_all_points_share_are_not_stacked(monkeypatch, tmp_path):
     net, (batch, *_) = make_net("mlp"), labelled_batches()
+    run, sizes = batched._map, []
+
+    def spy(network, count, stacked, shared, arguments):
+        sizes.append([sum(value.numel() for value in part.values()) for part in (stacked, shared)])
+        return run(network, count, stacked, shared, arguments)
+
+    monkeypatch.setattr(batched, "_map", spy)
     base, a, b, _ = family(net)
     frozen = {key: base.tensor(key) for key in net.state_dict() if key.startswith("head")}
     a, b = (ms.Checkpoint(point.state_dict() | frozen, name=point.name) for point in (a, b))
     assert_close(*both(net, [batch], [base, a, b]))
-    # Copies of one model share everything.
-    twin = ms.Checkpoint({key: value.clone() for key, value in base.state_dict().items()}, name="twin")
-    assert_close(*both(net, [batch], [base, 2 * base - 1.0 * ms.Point.of(twin)]))
+    head, every = (sum(entry.numel() for entry in part.parameters()) for part in (net.head, net))
+    assert sizes == [[3 * (every - head), head]]
+    for name in ("one", "two"):  # a model that was saved twice shares everything
+        save_file(base.state_dict(), tmp_path / f"{name}.safetensors")
+    saved = [ms.Checkpoint(tmp_path / f"{name}.safetensors") for name in ("one", "two")]
+    one, two = both(net, [batch], saved)
+    assert len(two.points) == 2
+    assert_close(one, two)
+    assert sizes[1] == [0, every]
 
 
 @pytest.mark.parametrize("kind", ["convnet", "tied llama", "t5"])
@@ -86,6 +105,30 @@ def test_the_network_is_left_as_it_was(kind):
         assert torch.equal(value, before[key][0]) and value.data_ptr() == before[key][1]
     assert all(module.training for module in net.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+class Twice(nn.Module):
+    """One module under two names, as T5 and BART of transformers 4 have their embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(64, 8), nn.Linear(8, 8)])
+        self.again = self.blocks[1]
+        self.tied = nn.Linear(8, 8, bias=False)
+        self.tied.weight = self.again.weight
+
+    def forward(self, x):
+        return self.tied(self.again(self.blocks[0](x.flatten(1))))
+
+
+def test_modules_and_weights_under_several_names_are_one():
+    net = Twice()
+    points, batches = family(net, ("base", "a", "b")), [x for x, _ in labelled_batches()]
+    before = {key: (value.clone(), value.data_ptr()) for key, value in net.state_dict().items()}
+    assert_close(*both(net, batches, points, layers=["blocks.0", "tied", "output"]))
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key][0]) and value.data_ptr() == before[key][1]
+    assert net.again is net.blocks[1] and net.tied.weight is net.again.weight
 
 
 class Branching(nn.Module):
@@ -104,7 +147,9 @@ def test_a_network_that_can_not_be_mapped_is_refused_and_the_resident_executor_n
     net = Branching()
     points = family(net, ("base", "a"))
     batches = [x for x, _ in labelled_batches()]
-    with pytest.raises(MergescopeError, match=r"Branching can't run at all points at once.*resident") as caught:
+    with pytest.raises(
+        MergescopeError, match=r"Branching can't run at all points at once.*resident"
+    ) as caught:
         ms.trace(points, batches, net, executor="batched")
     assert "data-dependent control flow" in str(caught.value)
     assert ms.trace(points, batches, net).executor == "resident"
@@ -115,7 +160,9 @@ def test_weights_that_would_fill_the_memory_are_refused(monkeypatch):
     base, a, b, _ = family(net)
     size = 3 * sum(entry.nbytes for entry in net.state_dict().values())
     monkeypatch.setattr(batched, "free_memory", lambda device: int(size / batched.MEMORY_SHARE) - 2)
-    with pytest.raises(MergescopeError, match=r"weights of 3 points take .* GB at once, more than 50%.*resident"):
+    with pytest.raises(
+        MergescopeError, match=r"weights of 3 points take .* GB at once, more than 50%.*resident"
+    ):
         ms.trace([base, a, b], batches, net, executor="batched")
     ms.trace([base, a], batches, net, executor="batched")
     monkeypatch.setattr(batched, "free_memory", lambda device: None)

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDat
 import mergescope as ms
 from mergescope.data import Split
 from mergescope.errors import CheckpointError, DataError, PointError
+from mergescope.tracing.determinism import few_samples
 
 X, Y = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
 SET = TensorDataset(X, Y)
@@ -125,6 +126,19 @@ def test_points_of_another_architecture_are_refused_with_all_keys():
     with pytest.raises(ms.MergescopeError, match="does not fit MLP") as caught:
         ms.trace(scalars(w=1), [X], net)
     assert len(caught.value.problems) == 7
+
+
+def test_a_network_is_tried_on_a_few_samples_where_these_can_be_told():
+    seen = []
+    net = make_net("mlp")
+    net.register_forward_hook(lambda module, args, kwargs, out: seen.append(len(out)), with_kwargs=True)
+    ms.trace(family(net, ("a",)), [X, X], net)
+    assert seen == [8, 8, 8, 12, 12]
+    seen.clear()
+    ms.trace(family(net, ("a",)), [{"x": X}], net)
+    assert seen == [8, 8, 8, 12]
+    assert few_samples({"x": X, "table": torch.zeros(3, 2)})["x"] is X
+    assert few_samples({"x": X, "scale": 2.0})["x"] is X
 
 
 def test_a_batch_that_is_malformed_later_is_refused_too():

@@ -76,9 +76,7 @@ def test_a_layer_that_bends_has_a_local_gap():
 
 @pytest.mark.parametrize("kind", [*NETS, "llama", "bert"])
 def test_a_local_pass_changes_nothing_else(kind):
-    net, batches = (
-        (make_net(kind), labelled_batches()) if kind in NETS else (tiny(kind), batches_for(kind))
-    )
+    net, batches = (make_net(kind), labelled_batches()) if kind in NETS else (tiny(kind), batches_for(kind))
     base, a, b = family(net, ("base", "a", "b"))
     test = ms.ctl(a, b, reference=base)
     plain, local = (ms.trace(test.points, batches, net, local=it) for it in (None, base))

@@ -157,7 +157,8 @@ def test_some_blocks_only(saved):
     base, a, b = saved("llama")
     layers = ["model.layers.1"]
     resident, found = (
-        run("llama", ms.load_model(base), base, a, b, name, layers=layers) for name in ("resident", "streamed")
+        run("llama", ms.load_model(base), base, a, b, name, layers=layers)
+        for name in ("resident", "streamed")
     )
     gram = resident.reading(ms.InnerProducts, local=True).gram(layers[0], resident.points)
     np.testing.assert_array_equal(
@@ -230,8 +231,15 @@ def test_states_are_kept_in_memory_up_to_the_budget_and_in_files_beyond(monkeypa
             states.put("hidden", 0, number, value)
         assert sorted(path.name for path in tmp_path.glob("*/*")) == ["hidden-0-2", "hidden-0-3"]
         assert all(torch.equal(states.get("hidden", 0, n), value) for n, value in enumerate(values))
-        states.put("hidden", 0, 0, values[3])  # what replaces a state has its room
+        states.put("hidden", 0, 0, 2 * values[0])  # what replaces a state has its room
+        assert len(list(tmp_path.glob("*/*"))) == 2
+        states.put("hidden", 0, 0, values[3])
         states.put("hidden", 0, 3, values[0])
+        assert sorted(path.name for path in tmp_path.glob("*/*")) == [
+            "hidden-0-0",
+            "hidden-0-2",
+            "hidden-0-3",
+        ]
         assert torch.equal(states.get("hidden", 0, 0), values[3])
         assert torch.equal(states.get("hidden", 0, 3), values[0])
     assert not list(tmp_path.iterdir())
@@ -306,7 +314,7 @@ class Scaled(nn.Linear):
 
 
 class PassesWeights(Net):
-    """Its blocks are given a weight from outside, also inside a tuple."""
+    """Its blocks are given a weight from outside."""
 
     def __init__(self):
         super().__init__()
@@ -316,6 +324,14 @@ class PassesWeights(Net):
         x = self.stem(x)
         for block in self.blocks:
             x = block(x, self.stem.bias)
+        return self.head(x)
+
+
+class PassesWhatFollowsFromWeights(PassesWeights):
+    def forward(self, x):
+        x, scale = self.stem(x), self.stem.bias.exp()
+        for block in self.blocks:
+            x = block(x, scale)
         return self.head(x)
 
 
@@ -370,6 +386,7 @@ REFUSED = {
     Skips: r"another order than they are listed \(blocks.0, blocks.1\), or not all of them",
     Repeats: "block 'blocks.0' runs more than once",
     PassesWeights: "argument 'argument 1' of 'blocks.0' depends on the weights",
+    PassesWhatFollowsFromWeights: "argument 'argument 1' of 'blocks.0' depends on the weights",
     PassesStatistics: "argument 'argument 1' of 'blocks.1' depends on the weights",
     UsesTheRest: "output of UsesTheRest depends on more of its blocks",
     Keywords: "called with input; to run block by block, its hidden state must be the first argument",
@@ -385,6 +402,12 @@ def test_networks_that_are_no_chain_are_refused_with_the_reason(kind):
         ms.trace(family(net, ("base", "a")), data, net, executor="streamed", layers=["blocks.0", "output"])
     assert all(torch.equal(value, before[key][0]) for key, value in net.state_dict().items())
     assert not any("forward" in module.__dict__ for module in net.modules())
+
+
+def test_what_follows_from_blocks_is_refused_for_a_single_point_too():
+    net = PassesStatistics()
+    with pytest.raises(LayerError, match="'argument 1' of 'blocks.1' depends on the weights"):
+        ms.trace(family(net, ("base",)), [torch.randn(4, 6)], net, executor="streamed")
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -427,7 +450,8 @@ def test_what_blocks_return_besides_may_be_left_and_a_head_may_work_in_place(kin
 def test_t5_is_refused_with_the_reason():
     net = tiny("t5")
     with pytest.raises(
-        LayerError, match=r"'encoder.block.0' of T5.* passes more than its hidden state on to 'encoder.block.1'.*resident"
+        LayerError,
+        match=r"'encoder.block.0' of T5.* passes more than its hidden state on to 'encoder.block.1'.*resident",
     ):
         ms.trace(family(net, ("base", "a")), batches_for("t5"), net, executor="streamed")
 
@@ -435,7 +459,8 @@ def test_t5_is_refused_with_the_reason():
 def test_layers_that_are_no_blocks_are_refused_by_name():
     net = make_net("vit")
     with pytest.raises(
-        LayerError, match=r"sees blocks \(blocks.0 to blocks.1\) and the output; it can't measure blocks.1.attn, head"
+        LayerError,
+        match=r"sees blocks \(blocks.0 to blocks.1\) and the output; it can't measure blocks.1.attn, head",
     ):
         ms.trace(
             family(net), labelled_batches(), net, executor="streamed", layers=["blocks.*", "1.attn", "head"]

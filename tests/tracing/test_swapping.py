@@ -18,9 +18,7 @@ COMBINATIONS = {
 
 def models(dtype):
     generator = torch.Generator().manual_seed(0)
-    return [
-        ms.Checkpoint({"w": torch.randn(33, 7, generator=generator).to(dtype)}, name=n) for n in "oab"
-    ]
+    return [ms.Checkpoint({"w": torch.randn(33, 7, generator=generator).to(dtype)}, name=n) for n in "oab"]
 
 
 @pytest.mark.parametrize("into", DTYPES)
@@ -56,7 +54,8 @@ def test_memory_that_is_not_contiguous_is_written_to_and_nothing_beside_it(which
 
 def test_integers_are_written_as_tensor_gives_them_or_refused():
     one, two, other = (
-        ms.Checkpoint({"w": torch.tensor(v)}, name=n) for n, v in (("a", [1, 2]), ("b", [1, 2]), ("c", [1, 3]))
+        ms.Checkpoint({"w": torch.tensor(v)}, name=n)
+        for n, v in (("a", [1, 2]), ("b", [1, 2]), ("c", [1, 3]))
     )
     out = torch.zeros(2).long()
     ms.mean([one, two]).into("w", out)

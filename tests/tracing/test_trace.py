@@ -1,6 +1,7 @@
 import pytest
 import torch
 from support import NETS, family, labelled_batches, make_net
+from tiny_transformers import padded, texts, tiny, transformers
 
 import mergescope as ms
 from mergescope.errors import MergescopeError
@@ -171,3 +172,15 @@ def test_cost_is_reported():
     assert traced.seconds > 0 and traced.peak_bytes > 1 << 20
     assert traced.trivial == frozenset()
     assert ms.trace(family(net), labelled_batches(), net, layers="blocks.*.0").trivial == {"blocks.0.0"}
+
+
+def test_a_decoder_that_classifies_gets_outputs_and_one_that_predicts_tokens_their_losses():
+    config = tiny("llama").config
+    config.num_labels = 3
+    torch.manual_seed(0)
+    net, batch = transformers.LlamaForSequenceClassification(config).eval(), padded(texts((4, 2)))
+    traced = ms.trace(family(net), [batch | {"labels": torch.tensor([0, 2])}], net)
+    assert [type(r) for r in traced.readings] == [ms.InnerProducts, ms.Outputs]
+    net = tiny("llama")
+    traced = ms.trace(family(net), [batch | {"labels": batch["input_ids"]}], net)
+    assert [type(r) for r in traced.readings] == [ms.InnerProducts, ms.NextTokenLoss]

@@ -143,7 +143,9 @@ def test_a_frozen_batchnorm_keeps_its_statistics_and_a_free_one_does_not():
 def test_divergence_names_epoch_and_rate_and_restores_the_flags():
     net = make_net("mlp")
     net.head.requires_grad_(False)
-    with pytest.raises(MergescopeError, match=r"diverged in epoch \d+, step \d+: the loss is (nan|inf).*now 1e\+12"):
+    with pytest.raises(
+        MergescopeError, match=r"diverged in epoch \d+, step \d+: the loss is (nan|inf).*now 1e\+12"
+    ):
         ms.fit(
             net, toy(), ms.Recipe(lr=1e12, epochs=5, batch=8), seed=0, trainable=ms.full(net, frozen=["head"])
         )

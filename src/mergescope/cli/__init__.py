@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mergescope._version import __version__
-from mergescope.cli import check, demo, geometry, measure, merge, report, study
+from mergescope.cli import check, demo, geometry, layers, measure, merge, report, study
 from mergescope.errors import MergescopeError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("demo")(demo.demo)
 app.command("check")(check.check)
 app.command("geometry")(geometry.geometry)
 app.command("measure", cls=measure.ManyValues)(measure.measure)
+app.command("layers")(layers.layers)
 app.command("merge")(merge.merge)
 app.command("report")(report.report)
 app.add_typer(study.app, name="study")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mergescope.models.shapes import Shape
 
 
@@ -52,15 +54,15 @@ def describe(model: str, patterns: list[str]) -> dict[str, Any]:
     from mergescope.models.architecture import Architecture
     from mergescope.models.features import CHOICES, Features
     from mergescope.models.layers import OUTPUT, layer_choice
-    from mergescope.models.loading import empty_network
-    from mergescope.models.shapes import FAKEABLE, layer_shapes
+    from mergescope.models.shapes import layer_shapes, skeleton
 
     architecture = Architecture.of(model)
-    network = empty_network(architecture, **FAKEABLE)
+    network = skeleton(architecture)
     choice = layer_choice(network, patterns[0] if len(patterns) == 1 else patterns)
     features = Features.of(network)
     modules = dict(network.named_modules()) | {OUTPUT: network}
-    counts = {name: sum(entry.numel() for entry in modules[name].parameters()) for name in choice.names}
+    counts = {name: _count(modules[name]) for name in choice.names}
+    total = _count(network)
     shapes = layer_shapes(network, choice.names)
     return {
         "model": architecture.name,
@@ -69,7 +71,7 @@ def describe(model: str, patterns: list[str]) -> dict[str, Any]:
         "family": choice.family,
         "guessed": choice.guessed,
         "features": {"auto": features.choice, "meaning": CHOICES[features.choice]},
-        "parameters": sum(entry.numel() for entry in network.parameters()),
+        "parameters": total,
         "layers": [
             {
                 "name": name,
@@ -80,6 +82,10 @@ def describe(model: str, patterns: list[str]) -> dict[str, Any]:
             for name in choice.names
         ],
     }
+
+
+def _count(module: nn.Module) -> int:
+    return sum(entry.numel() for entry in module.parameters())
 
 
 def _plain(shape: Shape | None) -> list[int | str] | None:

@@ -62,7 +62,7 @@ def measure(
     image_column: Annotated[str | None, typer.Option(help="Column of images.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of labels.")] = None,
     template: Annotated[str | None, typer.Option(help='Text from columns: "premise: {premise} ..."')] = None,
-    prompt: Annotated[str | None, typer.Option(help="Column or template of a prompt, which does not count.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt-column", help="Prompt, not counted.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="Samples of each data set; 0 for all.")] = 512,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at once.")] = 32,
     max_length: Annotated[int | None, typer.Option(min=1, help="Cut texts at so many tokens.")] = None,
@@ -73,11 +73,15 @@ def measure(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; the error is told.")] = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of samples and of intervals.")] = 0,
 ) -> None:  # fmt: skip
-    """Measure how linear features are between models, layer by layer, and say whether they will merge.
+    """Measure how linear features are between models, and say whether they will merge.
 
-    For every two fine-tunes, and for the base and each: cos and coef between the features of the
-    interpolated model and the interpolation of features (CTL), with intervals; loss barrier and
+    For every two fine-tunes, and for the base and each, at every layer: cos and
+    coef between the features of the interpolated model and the interpolation of
+    the models' features (CTL), with intervals; loss barrier, accuracy and
     agreement of predictions where the data allow it.
+
+    Where models end in different heads, their common body is measured. Data named
+    like a model (--data spam=...) then run through that model's own head.
 
     [bold]Example:[/] mergescope measure --base org/base --models org/a org/b --data org/texts
     """
@@ -134,7 +138,11 @@ def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
     samples = ", ".join(f"{count} of {name}" for name, count in plan["samples"].items())
     local = f", and {plan['local_passes']:,} through the layers alone" if plan["local_passes"] else ""
     typer.echo(
-        f"{plan['models']} models, {plan['pairs']} pairs; at most {plan['points']} points in a pass; "
-        f"{plan['layers']} layers (features: {plan['features']})\nSamples: {samples}\n"
+        f"{plan['models']} models, {_count(plan['pairs'], 'pair')}; at most {plan['points']} points in a pass; "
+        f"{_count(plan['layers'], 'layer')} (features: {plan['features']})\nSamples: {samples}\n"
         f"{plan['forward_passes']:,} forward passes of a batch{local}"
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

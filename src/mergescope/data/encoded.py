@@ -90,6 +90,7 @@ class Batches:
         self._kept: list[dict[str, torch.Tensor]] = []
         self._digests: list[bytes] = []
         self._free = budget
+        self._samples: dict[int, Sample] = {}  # for batches in any order
         whole, chosen = hashlib.sha256(), []
         waiting: list[tuple[int, Sample]] = []
         with progress_bar("preparing data", rows, progress) as advance:
@@ -137,6 +138,27 @@ class Batches:
     def _batch(self, rows: Sequence[int], samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         batch = self._collate(samples)
         return batch if self._ids is None else batch | {"labels": self._ids[torch.tensor(rows)]}
+
+    def batch(self, places: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Some samples as one batch, in any order: what training takes.
+
+        Args:
+            places: ``(batch,)`` positions among the samples.
+
+        Returns:
+            A mapping of model arguments, with ``labels`` if they are known.
+        """
+        rows = self.rows[places.numpy()].tolist()
+        absent = sorted(set(rows) - self._samples.keys())
+        found = {row: self._samples[row] for row in rows if row in self._samples}
+        for row, sample in zip(absent, self._read(absent) if absent else (), strict=True):
+            if isinstance(sample, Sample):
+                found[row] = sample
+                needed = sum(value.nbytes for value in sample.values.values())
+                if needed <= self._free:
+                    self._free -= needed
+                    self._samples[row] = sample
+        return self._batch(rows, [found[row] for row in rows])
 
     def _digest(self, row: int, sample: Sample) -> bytes:
         # One row at a time and without padding, so that neither depends on the batch size.

@@ -8,7 +8,7 @@ none was seen there is none, and the commit that was used is recorded with the r
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,7 @@ from mergescope.data.columns import (
 )
 from mergescope.data.prompts import ALIASES, GENERIC, TEMPLATES, WORDINGS, Wording, canonical, known_classes
 from mergescope.data.sources import load_table
-from mergescope.data.splits import SYNONYMS
+from mergescope.data.splits import SYNONYMS, choose_split, image_files, split_files
 from mergescope.data.templates import choose_texts
 from mergescope.errors import DataError, did_you_mean
 
@@ -46,7 +46,8 @@ class TaskSpec:
         revision: branch, tag or commit of a hub id; None is ``main``.
         columns: ``image``, ``text`` and ``label`` to the names of those columns.
         splits: ``train`` and ``test`` to the names of those splits. Where a data set hides the
-            answers of its test split, its validation split is the test.
+            answers of its test split, its validation split is the test. ``validation`` too, if it is not
+            to be held out of train.
         classes: the class names in the order of the labels, or None if the data say them.
         aliases: other names that data give classes, to those.
         templates: for zero-shot heads; ``{}`` is the class.
@@ -119,7 +120,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 }
 """Sets of tasks that papers use together (equations.md 6): CLIP's eight and T5's six."""
 
-_SYNONYMS = {"stanford cars": "cars", "multinews": "multi_news", "commongen": "common_gen"}
+_SYNONYMS = {"stanfordcars": "cars"}
 
 
 def known_task(name: str) -> str | None:
@@ -132,13 +133,17 @@ def known_task(name: str) -> str | None:
         A key of [`TASKS`][], or None.
 
     Example:
-        >>> known_task("Stanford-Cars"), known_task("tanganke/dtd"), known_task("pets")
-        ('cars', 'dtd', None)
+        >>> known_task("Stanford-Cars"), known_task("CIFAR-10"), known_task("tanganke/dtd"), known_task("pets")
+        ('cars', 'cifar10', 'dtd', None)
     """
-    plain = canonical(name)
+    plain = _joined(name)
     found = _SYNONYMS.get(plain)
-    fits = (spec.name for spec in TASKS.values() if plain == canonical(spec.name) or name == spec.source)
+    fits = (spec.name for spec in TASKS.values() if plain == _joined(spec.name) or name == spec.source)
     return found or next(fits, None)
+
+
+def _joined(name: str) -> str:
+    return canonical(name).replace(" ", "")
 
 
 def task_spec(name_or_path: str | os.PathLike[str]) -> TaskSpec:
@@ -200,26 +205,31 @@ def _at(spec: TaskSpec, source: str) -> TaskSpec:
 
 def _described(name: str, source: str, revision: str | None = None) -> TaskSpec:
     table = load_table(source, revision=revision)
-    test = str(table.split) if table.split is not None else _unnamed_test(source, revision)
-    if SYNONYMS.get(test) not in ("test", "validation"):
+    path = Path(source).expanduser()
+    names = _split_names(path) if path.is_dir() else [str(table.split)]
+    test = choose_split(names, None, source)
+    if SYNONYMS.get(test.lower()) not in ("test", "validation"):
         raise DataError(
             f"{source} has no test split, only {test}. Put the data in files or directories that are called train and "
             "test."
         )
+    splits = {"train": "train", "test": test}
+    others = [split for split in names if split != test and SYNONYMS.get(split.lower()) == "validation"]
+    if others:  # its makers know best which rows are alike
+        splits["validation"] = others[0]
     kind, columns = _roles(table, source)
+    templates = GENERIC if kind == IMAGES else ()
     return TaskSpec(
-        name, source, kind, revision=revision, columns=columns, splits={"train": "train", "test": test},
-        templates=GENERIC if kind == IMAGES else (),
-    )  # fmt: skip
+        name, source, kind, revision=revision, columns=columns, splits=splits, templates=templates
+    )
 
 
-def _unnamed_test(source: str, revision: str | None) -> str:
-    # Rows that were made in memory and then saved don't know the name of their split.
-    for name in ("test", "validation"):
-        with contextlib.suppress(DataError):
-            load_table(source, revision=revision, split=name)
-            return name
-    return "one"
+def _split_names(path: Path) -> list[str]:
+    saved = path / "dataset_dict.json"
+    if saved.is_file():
+        return list(json.loads(saved.read_text())["splits"])
+    files = list(split_files(path))
+    return files if any(name in SYNONYMS for name in files) else list(image_files(path)) or files
 
 
 def _roles(table: datasets.Dataset, source: str) -> tuple[str, dict[str, str]]:

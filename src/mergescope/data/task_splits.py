@@ -56,7 +56,8 @@ def load_split(spec: TaskSpec, split: str, *, limit: int | None = None, seed: in
 
     Args:
         spec: the task.
-        split: ``"train"``, ``"validation"`` (held out of train) or ``"test"``.
+        split: ``"train"``, ``"validation"`` or ``"test"``. Validation is held out of train (see
+            [`held_out`][]), except where the task has a split of its own for it.
         limit: at most so many rows, a random choice in the order of the data. A larger limit keeps
             the rows of a smaller one.
         seed: of that choice.
@@ -76,12 +77,12 @@ def load_split(spec: TaskSpec, split: str, *, limit: int | None = None, seed: in
         raise DataError(f"The limit must be at least 1 row, got {limit}.")
     if spec.kind == TEXT_TO_TEXT and spec.wording is None:
         raise DataError(f"The text-to-text task {spec.name} has no wording. Give its TaskSpec one.")
-    part = "test" if split == "test" else "train"
+    part = split if split in spec.splits else "train"
     table = load_table(spec.source, split=spec.splits[part], config=spec.config, revision=spec.revision)
     if spec.kind != TEXT_TO_TEXT:
         table = _with_names(spec, table)
         require_labels(spec, table, part)
-    if part == "train":
+    if part == "train" and "validation" not in spec.splits:
         train, validation = held_out(len(table))
         table = table.select(validation if split == "validation" else train)
     if limit is not None and limit < len(table):
@@ -100,8 +101,10 @@ def label_column(spec: TaskSpec, table: datasets.Dataset) -> str:
         Its name.
 
     Raises:
-        DataError: there is no such column.
-    """  # noqa: DOC502 (raised by what this calls)
+        DataError: there is no such column, or the task has no classes.
+    """
+    if "label" not in spec.columns:
+        raise DataError(f"The task {spec.name} is {spec.kind}: it has answers, and no labels.")
     return known_column(table, spec.columns["label"], f"the labels of the task {spec.name}")
 
 
@@ -118,7 +121,7 @@ def image_column(spec: TaskSpec, table: datasets.Dataset) -> str:
     Raises:
         DataError: no column holds images, or several do.
     """  # noqa: DOC502 (raised by what this calls)
-    named = spec.columns["image"]
+    named = spec.columns.get("image")
     return choose_image_column(table, named if named in table.features else None)
 
 
@@ -196,7 +199,7 @@ def require_labels(spec: TaskSpec, table: datasets.Dataset, part: str) -> None:
     Args:
         spec: a classification task.
         table: a whole split.
-        part: ``"train"`` or ``"test"``. Only in train must every class occur.
+        part: ``"train"`` or another. Only in train must every class occur.
 
     Raises:
         DataError: a label is missing or out of range, names differ, or a class is empty.
@@ -226,7 +229,10 @@ def _with_names(spec: TaskSpec, table: datasets.Dataset) -> datasets.Dataset:
     for split in spec.splits.values():  # one split may lack a class: both decide on the numbers
         rows = load_table(spec.source, split=split, config=spec.config, revision=spec.revision)
         names |= {name for name in rows[column][:] if name is not None}
-    return table.cast_column(column, datasets.ClassLabel(names=sorted(names)))
+    with _quiet():
+        # First to plain strings: the long ones of pandas can't be cast by every version of the library.
+        plain = table.cast_column(column, datasets.Value("string"))
+        return plain.cast_column(column, datasets.ClassLabel(names=sorted(names)))
 
 
 def _as_text(spec: TaskSpec, wording: Wording, table: datasets.Dataset) -> datasets.Dataset:

@@ -26,16 +26,9 @@ from mergescope.merging.vocabulary import (
     tokenizer_directory,
     vocabulary_problems,
 )
+from mergescope.weights.lora import VOCABULARY_FILES
 from mergescope.weights.point import TensorSpec
 
-VOCABULARY_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "added_tokens.json",
-)
 STATISTICS = ("running_mean", "running_var")
 VOCABULARY = (
     "The vocabularies differ in size: set tokenizer_source: union (or base) in the recipe to match rows by "
@@ -309,7 +302,11 @@ class Planner:
 
 
 def _same_files(a: Path, b: Path) -> bool:
-    names = [name for name in VOCABULARY_FILES if (a / name).is_file() or (b / name).is_file()]
+    names = [
+        name
+        for name in (*VOCABULARY_FILES, "added_tokens.json")
+        if (a / name).is_file() or (b / name).is_file()
+    ]
     return all(
         (a / name).is_file() and (b / name).is_file() and (a / name).read_bytes() == (b / name).read_bytes()
         for name in names

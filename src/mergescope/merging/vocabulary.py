@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from mergescope.errors import CheckpointError
+from mergescope.weights.lora import VOCABULARY_FILES
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -72,7 +74,9 @@ def tokenizer_directory(model: Any) -> Path | None:
         The adapter's or the model's directory, or None if there are no tokenizer files.
     """
     folder = getattr(model, "tokenizer_directory", None) or getattr(model, "directory", None)
-    if folder is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    # Some tokenizers (of bytes) have no vocabulary, but a lone template or list of special tokens is none.
+    shows = (*VOCABULARY_FILES, "tokenizer_config.json")
+    if folder is None or not any((folder / name).is_file() for name in shows):
         return None
     return Path(folder)
 
@@ -95,7 +99,7 @@ def load_tokenizer(directory: Path, name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     except Exception as error:  # tokenizers raises bare Exceptions
-        first = (str(error).splitlines() or [""])[0]
+        first = shorten((str(error).splitlines() or [""])[0], 200)  # it may list every model there is
         raise CheckpointError(
             f"The tokenizer of {name} in {directory} can't be loaded: {type(error).__name__}: {first}. "
             "Fetch its files again, or leave out the recipe's tokenizer."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,6 @@ from mergescope.models.nets import NETS, net_from_config
 from mergescope.models.quiet import quiet_transformers
 from mergescope.weights import Checkpoint
 from mergescope.weights.files import PICKLES
-
-FAILURES = (OSError, ValueError, LookupError, RuntimeError, ImportError, struct.error)
-"""What transformers raises over files that it can't use."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ class Architecture:
 
         Raises:
             CheckpointError: transformers can't.
-        """
+        """  # noqa: DOC502 (built below)
         if self.config.get("model_type") in NETS:
             return net_from_config(self.config)
         import transformers
@@ -102,7 +98,7 @@ class Architecture:
                         setattr(config, key, value)
                 named = self.named_class()
                 return named(config) if named else self.auto_class(config).from_config(config, **remote)
-        except FAILURES as error:
+        except Exception as error:  # foreign code over foreign files may raise anything
             raise self.failure(error) from error
 
     def named_class(self) -> Any:
@@ -206,7 +202,9 @@ def _fetch(repo: str, revision: str | None) -> Path:
     try:
         with quiet_transformers():
             return Path(hf_hub_download(repo, "config.json", revision=revision))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except HFValidationError as error:  # not even the form of an id
+        raise CheckpointError(f"There is no file or directory {repo!r}.") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision!r}" if revision else ""
         raise CheckpointError(
             f"{repo!r} is neither a local path nor a model whose config.json the hub gave us{at} "

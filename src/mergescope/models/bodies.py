@@ -8,7 +8,6 @@ head stays what it is.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +51,8 @@ def shared_body(network: nn.Module, models: Sequence[Any], layers: Sequence[str]
         The body.
 
     Raises:
-        MismatchError: a tensor of the blocks, or before them, is missing or of another shape; all are named.
+        MismatchError: a tensor of the blocks, or before them, is missing or of another shape, or a model has
+            more blocks; all kinds of such tensors are named.
 
     Example:
         >>> from mergescope import Checkpoint
@@ -72,13 +72,11 @@ def shared_body(network: nn.Module, models: Sequence[Any], layers: Sequence[str]
     blocks = tuple(f"{layer}." for layer in layers if layer != OUTPUT)
     last = max((place for place, name in enumerate(entries) if name.startswith(blocks)), default=-1)
     body = list(entries)[: last + 1]
-    problems = [
-        problem
-        for model, keys, fitting in zip(models, found, maps, strict=True)
-        for problem in _problems(
-            network, model, keys, [name for name in body if name not in fitting and name not in tied]
-        )
-    ]
+    problems = []
+    for model, keys, fitting in zip(models, found, maps, strict=True):
+        lacking = [name for name in body if name not in fitting and name not in tied]
+        problems += _lacking(network, model, keys, lacking)
+        problems += _further(model, keys, blocks)
     if problems or last < 0:
         raise MismatchError(
             f"{', '.join(model.name for model in models)} have no common body in {type(network).__name__}:",
@@ -128,19 +126,47 @@ def _same(model: Any, fitting: Mapping[str, str], first: str, name: str) -> bool
     return one == two or torch.equal(model.tensor(one), model.tensor(two))
 
 
-def _problems(network: nn.Module, model: Any, keys: Mapping[str, str], lacking: Sequence[str]) -> list[str]:
-    entries, kind = network.state_dict(), type(network).__name__
+def _lacking(network: nn.Module, model: Any, keys: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    entries = network.state_dict()
     if not keys:
-        first = next(iter(model.spec), "nothing")
-        return [f"{model.name} has no tensor of {kind}, not even {next(iter(entries))} (it has {first} ...)"]
-    # Blocks are alike: a line for all of them.
-    lines = Counter(
-        f"{re.sub(r'[0-9]+', '*', name)}: "
-        f"{list(model.spec[keys[name]].shape) if name in keys else 'missing'} in {model.name}, "
-        f"{list(entries[name].shape)} in {kind}"
-        for name in lacking
-    )
-    return [line + (f" ({count} times)" if count > 1 else "") for line, count in lines.items()]
+        has = next(iter(model.spec), "nothing")
+        return [
+            f"{model.name} shares no tensor with the network: it has {has} ..., and no {next(iter(entries))}"
+        ]
+    return _one_a_kind({
+        name: f"{list(model.spec[keys[name]].shape) if name in keys else 'missing'} in {model.name}, "
+        f"{list(entries[name].shape)} in the network"
+        for name in names
+    })
+
+
+def _further(model: Any, keys: Mapping[str, str], blocks: tuple[str, ...]) -> list[str]:
+    """More blocks than the network has: without them the model is another one.
+
+    Returns:
+        A line for each kind of tensor.
+    """
+    known = set(keys.values())
+    kinds = {_starred(key) for name, key in keys.items() if name.startswith(blocks)}
+    more = {key: spec for key, spec in model.spec.items() if key not in known and _starred(key) in kinds}
+    return _one_a_kind({
+        key: f"{list(spec.shape)} in {model.name}, not in the network" for key, spec in more.items()
+    })
+
+
+def _one_a_kind(problems: Mapping[str, str]) -> list[str]:
+    # Blocks are alike: a line stands for those of all of them.
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for name, problem in problems.items():
+        kinds.setdefault((_starred(name), problem), []).append(name)
+    return [
+        f"{names[0]}: {problem}{f' (and {len(names) - 1} alike)' if len(names) > 1 else ''}"
+        for (_, problem), names in kinds.items()
+    ]
+
+
+def _starred(name: str) -> str:
+    return re.sub(r"[0-9]+", "*", name)
 
 
 def _top(name: str) -> str:

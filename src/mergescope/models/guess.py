@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from torch import nn
 
@@ -96,7 +97,7 @@ def _flat(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield prefix + child, value
 
 
-def _kind(module: nn.Module) -> Hashable:
+def _kind(module: nn.Module) -> Any:
     if isinstance(module, nn.Sequential):
         return type(module), frozenset(_kind(child) for child in module)
     return type(module)

@@ -146,7 +146,9 @@ def _names(model: nn.Module) -> list[str]:
 
 def _by_family(model: nn.Module) -> tuple[list[str], list[str]]:
     modules = dict(model.named_modules())
-    runnable = [name for name in _names(model) if not isinstance(modules[name], (nn.ModuleList, nn.ModuleDict))]
+    runnable = [
+        name for name in _names(model) if not isinstance(modules[name], (nn.ModuleList, nn.ModuleDict))
+    ]
     composed = [name for name in runnable if any(modules[name].children())]
     # Heads keep single operations in lists of the same names, so those count only for want of blocks.
     for names in (composed, runnable):

@@ -16,13 +16,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from mergescope.errors import CheckpointError, MergescopeError, MismatchError, did_you_mean
-from mergescope.models.architecture import FAILURES, Architecture, find_gguf
+from mergescope.errors import MergescopeError, MismatchError, did_you_mean
+from mergescope.models.architecture import Architecture, find_gguf
 from mergescope.models.nets import NETS, net_from_config
 from mergescope.models.quiet import quiet_transformers
 from mergescope.weights import Checkpoint, Point
+from mergescope.weights.kinds import is_derived
 from mergescope.weights.lora import LoraCheckpoint
 from mergescope.weights.point import TensorSource
+
+_ANOTHER_HEAD = re.compile(
+    r"(^|\.)(cls|classifier|lm_head|pooler|score|qa_outputs|embed_out|\w*_predictions)\."
+)
+"""Heads of transformers' networks. One that a network lacks leaves nothing of it at random: bert-base-uncased
+names a masked language model and holds the pooler and the head of next-sentence prediction as well."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -93,26 +100,10 @@ def empty_model(source: str | os.PathLike[str] | Checkpoint, *, trust_remote_cod
     Raises:
         CheckpointError: there is no usable configuration.
     """  # noqa: DOC502 (raised by what this calls)
-    return empty_network(Architecture.of(source), trust_remote_code=trust_remote_code)
-
-
-def empty_network(
-    architecture: Architecture, *, trust_remote_code: bool = False, **settings: Any
-) -> nn.Module:
-    """Build an architecture without memory for its parameters.
-
-    Args:
-        architecture: what to build.
-        trust_remote_code: as for [`load_model`][].
-        settings: as for [`Architecture.build`][mergescope.models.architecture.Architecture.build].
-
-    Returns:
-        As [`empty_model`][].
-    """
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
-        model: Any = architecture.build(trust_remote_code=trust_remote_code, **settings)
+        model: Any = Architecture.of(source).build(trust_remote_code=trust_remote_code)
     if hasattr(model, "tie_weights"):
         model.tie_weights()
     return model.eval()
@@ -153,29 +144,36 @@ def _from_transformers(
 ) -> nn.Module:
     import transformers
 
-    remote = {"trust_remote_code": True} if trust_remote_code else {}
+    given: dict[str, Any] = {"local_files_only": True}
+    if trust_remote_code:
+        given["trust_remote_code"] = True
     place = str(architecture.directory)
     # The bar of the GGUF conversion is tqdm's own, which no setting of transformers silences.
-    hidden = contextlib.nullcontext() if architecture.gguf is None else contextlib.redirect_stderr(io.StringIO())
+    hidden = (
+        contextlib.nullcontext() if architecture.gguf is None else contextlib.redirect_stderr(io.StringIO())
+    )
     try:
         with quiet_transformers(), hidden:
             loader: Any = architecture.named_class()
             if architecture.gguf is not None:
-                remote["gguf_file"] = architecture.gguf.name  # type: ignore[assignment]
-                config = transformers.AutoConfig.from_pretrained(place, local_files_only=True, **remote)
-                loader = architecture.auto_class(config)
+                given["gguf_file"] = architecture.gguf.name
+                given["config"] = transformers.AutoConfig.from_pretrained(place, **given)
+                loader = architecture.auto_class(given["config"])
             model, info = (loader or transformers.AutoModel).from_pretrained(
                 place,
                 dtype="auto" if dtype is None else dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are reported below, by name
-                local_files_only=True,
-                **remote,
+                **given,
             )
-    except FAILURES as error:
+    except Exception as error:  # foreign code over foreign files may raise anything
         raise architecture.failure(error) from error
     problems = [f"{key}: missing in the checkpoint" for key in sorted(info["missing_keys"])]
-    problems += [f"{key}: not known to {type(model).__name__}" for key in sorted(info["unexpected_keys"])]
+    problems += [
+        f"{key}: not known to {type(model).__name__}"
+        for key in sorted(info["unexpected_keys"])
+        if not _ANOTHER_HEAD.search(key)
+    ]
     entries = model.state_dict()
     for item in sorted(info.get("mismatched_keys") or []):
         key, have = item[:2] if isinstance(item, tuple) else (item, stored.get(item))  # transformers 5 or 4
@@ -259,7 +257,10 @@ def key_map(model: nn.Module, source: TensorSource | Point, fixed: Collection[st
     problems += [
         f"{key}: not in the network (the checkpoint has {spec[key]})"
         for key in spec
-        if key not in used and not any(pattern.search(key) for pattern in ignored)
+        if key not in used
+        and not is_derived(key, spec[key].shape)  # older checkpoints hold position numbers
+        and not (hasattr(model, "base_model_prefix") and _ANOTHER_HEAD.search(key))
+        and not any(pattern.search(key) for pattern in ignored)
     ]
     problems += [
         f"{key}: {list(spec[key].shape)} in the checkpoint, {list(entries[name].shape)} in the network"

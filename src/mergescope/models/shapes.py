@@ -12,17 +12,39 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mergescope.errors import DataError
+from mergescope.models.architecture import Architecture
 from mergescope.models.calling import dummy_inputs
 from mergescope.models.features import Features
 from mergescope.models.layers import OUTPUT, feature_of
 
-FAKEABLE = {"_attn_implementation": "eager", "_experts_implementation": "batched_mm"}
-"""Settings of transformers whose forward passes don't look at values, which here are none."""
+BLIND: dict[str, Any] = {"_attn_implementation": "eager", "_experts_implementation": "batched_mm"}
+"""Settings of transformers whose forward passes don't look at values."""
 
 TOKENS = 13
 """Length of the made-up text; a dimension of a text model that follows it is shown as None."""
 
 Shape = tuple[int | None, ...]
+
+
+def skeleton(architecture: Architecture) -> nn.Module:
+    """Build a network that has shapes and nothing else, whatever its size.
+
+    Args:
+        architecture: what to build.
+
+    Returns:
+        The network in eval mode, all of it on the meta device.
+
+    Raises:
+        CheckpointError: transformers can't build it.
+
+    Example:
+        >>> config = {"model_type": "mergescope-mlp", "sizes": [10**6, 10**6, 2]}
+        >>> skeleton(Architecture("large", None, config)).blocks[0][0].weight.shape
+        torch.Size([1000000, 1000000])
+    """  # noqa: DOC502 (raised by what this calls)
+    with torch.device("meta"):
+        return architecture.build(**BLIND).eval()
 
 
 @torch.no_grad()
@@ -34,8 +56,7 @@ def layer_shapes(model: nn.Module, layers: Sequence[str]) -> dict[str, Shape | N
     experts), the layers after that place remain unknown.
 
     Args:
-        model: an empty network, best built with [`FAKEABLE`][] settings. It is of no other use
-            afterwards: its parameters are fake.
+        model: best a [`skeleton`][]. It is of no other use afterwards: its parameters are fake.
         layers: module names, and ``"output"``.
 
     Returns:
@@ -67,7 +88,7 @@ def layer_shapes(model: nn.Module, layers: Sequence[str]) -> dict[str, Shape | N
     handles = [modules[name].register_forward_hook(hook(name)) for name in shapes if name != OUTPUT]
     try:
         with _no_logs(), FakeTensorMode(allow_non_fake_inputs=True):
-            model._apply(lambda value: torch.empty(value.shape, dtype=value.dtype))
+            _fake(model)
             for attempt in attempts:
                 fakes = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in attempt.items()}
                 # A network may raise anything where it finds no values: what ran before has its shapes.
@@ -80,6 +101,17 @@ def layer_shapes(model: nn.Module, layers: Sequence[str]) -> dict[str, Shape | N
         for handle in handles:
             handle.remove()
     return shapes
+
+
+def _fake(model: nn.Module) -> None:
+    def fake(value: torch.Tensor) -> torch.Tensor:
+        return torch.empty(value.shape, dtype=value.dtype)
+
+    model._apply(fake)
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, torch.Tensor):  # a table that the network did not register
+                setattr(module, name, fake(value))
 
 
 def _shape(value: torch.Tensor, text: bool) -> Shape:

@@ -35,7 +35,7 @@ class Classified(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """A head as a module. Its tensors are parameters if it is trained, else buffers.
+    """A head as a module. Its parameters need a gradient if it is trained.
 
     Args:
         head: the head.
@@ -46,10 +46,9 @@ class Classifier(nn.Module):
         self.normalise = head.normalise
         for name in ("weight", "bias"):
             value = head.tensors.get(name)
-            if head.trains and value is not None:
-                self.register_parameter(name, nn.Parameter(value.clone()))
-            else:  # nothing can train a buffer by mistake
-                self.register_buffer(name, None if value is None else value.clone())
+            self.register_parameter(
+                name, None if value is None else nn.Parameter(value.clone(), requires_grad=head.trains)
+            )
 
     def forward(self, embedding: torch.Tensor) -> torch.Tensor:
         """Logits.
@@ -103,6 +102,10 @@ class WithHead(nn.Module):
         self.config = getattr(backbone, "config", None)
         if hasattr(backbone, "main_input_name"):
             self.main_input_name = backbone.main_input_name
+        if hasattr(backbone, "base_model_prefix"):
+            self.base_model_prefix = (
+                BACKBONE  # what PEFT and transformers ask of a network with a configuration
+            )
         self._pooling = Features(kind, _choice(backbone, kind))
 
     def forward(self, *args: Any, **inputs: Any) -> Classified:
@@ -129,6 +132,17 @@ class WithHead(nn.Module):
             )
         return Classified(self.head(embedding), embedding)
 
+    def embedding(self, inputs: Any) -> torch.Tensor:
+        """What the head is put on.
+
+        Args:
+            inputs: of a batch, a tensor or a mapping of arguments.
+
+        Returns:
+            ``(batch, dim)``.
+        """
+        return self._embedding(self._pooling.call(self.backbone, inputs), inputs)
+
     def _embedding(self, output: Any, inputs: Any) -> torch.Tensor:
         for name in ("image_embeds", "text_embeds"):
             value = getattr(output, name, None)
@@ -145,11 +159,12 @@ class WithHead(nn.Module):
 
     @property
     def current_head(self) -> Head:
-        """The head as it is now; after training, with other weights and digest."""
-        if not self.task_head.trains:
-            return self.task_head
-        found = {name: value.detach().clone() for name, value in self.head.state_dict().items()}
-        return replace(self.task_head, weight=found["weight"], bias=found.get("bias"), digest="")
+        """The head as it is now; after training, with other weights and digest.
+
+        Raises:
+            MergescopeError: it has changed, though its policy says that it does not.
+        """  # noqa: DOC502 (raised by what this calls)
+        return _head_of(self, self.head.state_dict())
 
     def view(self, source: Any) -> Selection:
         """A backbone's checkpoint under this network's names, to trace or load.
@@ -177,7 +192,7 @@ def _choice(backbone: nn.Module, kind: str) -> str:
 
 
 def split_state(
-    model: WithHead, names: Mapping[str, str] | None = None
+    model: WithHead, names: Mapping[str, str] | None = None, state: Mapping[str, torch.Tensor] | None = None
 ) -> tuple[dict[str, torch.Tensor], Head]:
     """Take a network apart into what is saved as its backbone and what as its head.
 
@@ -186,19 +201,42 @@ def split_state(
         names: of [`WithHead.view`][] of the base (``view.names``): the network's names to those of the
             base's checkpoint, so that fine-tune and base have the same keys. Without it, the
             backbone's own names.
+        state: the network's state dict, if it is not the one it has now: what a regime reads off a
+            wrapper of it.
 
     Returns:
         The backbone's state dict (copies), and the head.
+
+    Raises:
+        MergescopeError: the head has changed, though its policy says that it does not.
 
     Example:
         >>> from mergescope.models.heads import linear_head
         >>> state, head = split_state(WithHead(nn.Linear(3, 4), linear_head(4, ["a", "b"], seed=0)))
         >>> sorted(state), head.classes
         (['bias', 'weight'], ('a', 'b'))
-    """
-    names = names or {}
-    state = {
-        names.get(f"{BACKBONE}.{name}", name): value.detach().clone()
-        for name, value in model.backbone.state_dict().items()
+    """  # noqa: DOC502 (raised by what this calls)
+    names, state = names or {}, model.state_dict() if state is None else state
+    prefix = f"{BACKBONE}."
+    body = {
+        names.get(name, name.removeprefix(prefix)): value.detach().clone()
+        for name, value in state.items()
+        if name.startswith(prefix)
     }
-    return state, model.current_head
+    return body, _head_of(
+        model, {n.removeprefix("head."): v for n, v in state.items() if n.startswith("head.")}
+    )
+
+
+def _head_of(model: WithHead, tensors: Mapping[str, torch.Tensor]) -> Head:
+    head = model.task_head
+    if head.trains:
+        found = {name: value.detach().clone() for name, value in tensors.items()}
+        return replace(head, weight=found["weight"], bias=found.get("bias"), digest="")
+    for name, value in head.tensors.items():
+        if not torch.equal(tensors[name].detach(), value.to(tensors[name])):
+            raise MergescopeError(
+                f"The {head.policy} head was changed: head.{name} has other values. Name it as frozen when training: "
+                "frozen=('head',)."
+            )
+    return head

@@ -51,7 +51,8 @@ def zero_shot_head(
         The head, in float32.
 
     Raises:
-        DataError: a template has no ``{}``, there are no classes or templates, or a prompt is too long.
+        DataError: a template has no ``{}``, there are no classes or templates, a prompt is too long, or
+            the tokenizer is not the model's.
         CheckpointError: the head in the cache is damaged.
         MergescopeError: the model gives no projected text embeddings.
     """  # noqa: DOC502 (raised by what this calls)
@@ -67,6 +68,7 @@ def zero_shot_head(
             raise CheckpointError(f"{folder / FILE} is another head than its name says. Delete it.")
         return head
     prompts = [template.replace("{}", name) for name in classes for template in templates]
+    _require_distinct(tokenizer, classes, templates[0])
     was_training = {module: module.training for module in text_model.modules()}
     text_model.eval()
     try:
@@ -98,6 +100,19 @@ def _require_words(classes: Sequence[str], templates: Sequence[str]) -> None:
         )
 
 
+def _require_distinct(tokenizer: Any, classes: Sequence[str], template: str) -> None:
+    # transformers 5 makes a tokenizer of nothing where its files are missing.
+    seen: dict[tuple[int, ...], str] = {}
+    for name in classes:
+        ids = tuple(tokenizer(template.replace("{}", name))["input_ids"])
+        if seen.get(ids, name) != name:
+            raise DataError(
+                f"The tokenizer makes the same tokens of the classes {seen[ids]!r} and {name!r}, so no head can tell "
+                "them apart. Take the tokenizer that belongs to the model."
+            )
+        seen[ids] = name
+
+
 def _embed(model: nn.Module, tokenizer: Any, prompts: list[str]) -> torch.Tensor:
     inputs = tokenizer(prompts, padding=True, return_tensors="pt")
     config: Any = getattr(model, "config", None)
@@ -112,6 +127,11 @@ def _embed(model: nn.Module, tokenizer: Any, prompts: list[str]) -> torch.Tensor
         )
     place = next(model.parameters()).device
     given = {name: inputs[name].to(place) for name in ("input_ids", "attention_mask")}
+    if int(inputs["input_ids"].max()) >= getattr(config, "vocab_size", torch.inf):
+        raise DataError(
+            f"The tokenizer has tokens up to {int(inputs['input_ids'].max())}, but the text tower knows "
+            f"{config.vocab_size}. Take the tokenizer that belongs to the model."
+        )
     features: Any = getattr(model, "get_text_features", None)
     output = features(**given) if features is not None else model(**given)
     # transformers 4 gives the embeddings themselves, 5 an output that holds them.

@@ -32,6 +32,7 @@ class HeldOut:
         model: the network.
         owner: the fine-tune whose task it is; pairs without it are not measured on it. None: all are.
         fixed: the network's own head, where models share their bodies only.
+        classes: the task's classes; other logits are masked (one head that several tasks share).
         logits: whether the network's output is logits of classes or next tokens; found out by its
             class if None.
     """
@@ -41,6 +42,7 @@ class HeldOut:
     model: nn.Module
     owner: str | None = None
     fixed: frozenset[str] = frozenset()
+    classes: tuple[int, ...] | None = None
     logits: bool | None = None
 
     @property
@@ -58,13 +60,13 @@ class HeldOut:
         if self.logits is False:
             return None
         if kind == "plain":
-            return Outputs()
+            return Outputs(self.classes)
         config: Any = self.model.config
         target = head_of({**config.to_dict(), "architectures": [name]}, kind).target
         generates = name.endswith("ForConditionalGeneration")  # an encoder-decoder's first token
         if target == TOKENS or (generates and kind == "decoder"):
             return NextTokenLoss()
-        return Outputs() if self.logits or generates or target == CLASSES else None
+        return Outputs(self.classes) if self.logits or generates or target == CLASSES else None
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,8 @@ def measure(
         Everything measured.
 
     Raises:
-        MergescopeError: fewer than two models, equal names, a pair without data, or no alpha between 0 and 1.
+        MergescopeError: fewer than two models, equal names, a pair without data, no alpha between 0 and 1,
+            or no base to centre at.
 
     Example:
         >>> import torch, mergescope as ms
@@ -218,6 +221,10 @@ def measure(
     """  # noqa: DOC502 (raised by what this calls)
     settings = settings or Settings()
     ends, start = _ends(base, models)
+    if settings.centred and start is None:
+        raise MergescopeError(
+            "Features are centred at the base's mean feature: give a base, or leave centred out."
+        )
     wanted = _wanted(ends, start, data, settings)
     traces = {
         held.name: _trace(held, points, [pair for pair in wanted if held in pair.data], start, settings)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
+from mergescope.models.layers import OUTPUT
 from mergescope.protocols.barrier import Barrier
 from mergescope.protocols.linearity import COEF_HOLDS, COS_HOLDS, LayerLinearity, Linearity
 
@@ -22,13 +22,12 @@ def reason(found: Linearity, local: Linearity | None = None, along: Barrier | No
 
     Example:
         >>> import torch, mergescope as ms
-        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
-        >>> a, b = (ms.Checkpoint({"0.weight": w * torch.eye(2), "0.bias": torch.zeros(2)}, name=n)
-        ...         for n, w in (("a", 1.0), ("b", -1.0)))
+        >>> net = ms.MLP((2, 3, 2))
+        >>> a, b = (ms.Checkpoint({key: sign * value for key, value in net.state_dict().items()}, name=name)
+        ...         for name, sign in (("a", 1.0), ("b", 1.0)))
         >>> test = ms.ctl(a, b)
-        >>> traced = ms.trace(test.points, [torch.tensor([[2.0, -3.0]])], net, layers=["0", "1"])
-        >>> reason(ms.linearity(traced, test))
-        'There is no layer with live, non-trivial features.'
+        >>> reason(ms.linearity(ms.trace(test.points, [torch.ones(4, 2)], net), test)).split(". ")[0]
+        'Lowest cos 1.000 at blocks.0 (baseline 1.000), coef furthest from 1: 1.000 at blocks.0'
     """
     verdict = found.verdict
     evidence = _evidence(found)
@@ -49,7 +48,7 @@ def reason(found: Linearity, local: Linearity | None = None, along: Barrier | No
         )
     if along is not None and math.isfinite(along.loss_barrier):
         sentences.append(
-            f"Loss barrier (largest excess of the loss above the line between both ends): {along.loss_barrier:+.3f}."
+            f"Loss barrier {along.loss_barrier:+.3f} (largest excess above the line between both ends)."
         )
     return " ".join(sentences)
 
@@ -76,20 +75,18 @@ def _beats(entry: LayerLinearity) -> bool:
 
 def _blame(measure: str, broken: LayerLinearity, local: Linearity | None) -> str:
     what = f"below {COS_HOLDS:g}" if measure == "cos" else f"more than {COEF_HOLDS:g} from 1"
+    if broken.layer == OUTPUT:  # it is the last, and no layer that could be fed anything
+        return f"Only the output's {measure} is {what}."
     first = f"The first layer whose {measure} is {what} is {broken.layer}"
     alone = [] if local is None else _evidence(local)
     own = next((entry for entry in alone if entry.layer == broken.layer), None)
-    if own is None:  # nothing was fed the base's input, or the output, which is no layer that could be
+    if own is None:
         return f"{first}."
     fed = f"fed the base's input, its {measure} is {own.measures[measure].mean:.3f}"
     if not _holds(measure, own):
         return f"{first}, and it breaks by itself: {fed}."
-    worst = _worst(measure, alone)
-    least = "this is also the least linear one by itself" if worst is own else (
-        f"by itself the least linear layer is {worst.layer} ({worst.measures[measure].mean:.3f})"
-    )  # fmt: skip
-    return f"{first}, though by itself it is linear enough ({fed}): what the layers before it deviate adds up; {least}."
-
-
-def _worst(measure: str, entries: Sequence[LayerLinearity]) -> LayerLinearity:
-    return max(entries, key=lambda entry: _off(measure, entry))
+    worst = max(alone, key=lambda entry: _off(measure, entry))
+    return (
+        f"{first}, though by itself it is linear enough ({fed}): what the layers before it deviate adds up. By itself "
+        f"the least linear layer is {worst.layer} ({worst.measures[measure].mean:.3f})."
+    )

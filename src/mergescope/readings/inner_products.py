@@ -10,8 +10,11 @@ import torch
 from mergescope.errors import MergescopeError
 from mergescope.readings.reading import Batch, require_same_start
 
-CHUNK_BYTES = 64 << 20
-"""Float64 copies of features are made in chunks of samples of at most this many bytes."""
+CHUNK_BYTES = 4 << 20
+"""Float64 copies of features are made in chunks of samples of at most this many bytes: a CPU's cache."""
+
+GPU_CHUNK_BYTES = 64 << 20
+"""The same on a GPU, where many small products wait for each other's launch."""
 
 
 class InnerProducts:
@@ -80,11 +83,16 @@ class InnerProducts:
             if layer in batch.units:
                 self._units.setdefault(layer, []).append(batch.units[layer])
             samples, dim = features[0].shape
-            step = max(1, CHUNK_BYTES // (8 * dim * len(features)))
+            device = features[0].device
+            chunk = CHUNK_BYTES if device.type == "cpu" else GPU_CHUNK_BYTES
+            step = min(samples, max(1, chunk // (8 * dim * len(features))))
+            rows, cols = self._rows.to(device), self._cols.to(device)
+            wide = torch.empty((step, len(features), dim), dtype=torch.float64, device=device)
             for begin in range(0, samples, step):
-                stacked = torch.stack([f[begin : begin + step].double() for f in features], dim=1)
+                stacked = wide[: min(step, samples - begin)]
+                for place, feature in enumerate(features):
+                    stacked[:, place].copy_(feature[begin : begin + step])
                 gram = stacked @ stacked.mT  # (samples, points, points)
-                rows, cols = self._rows.to(gram.device), self._cols.to(gram.device)
                 self._parts[layer].append(gram[:, rows, cols].cpu().numpy())
 
     def merge(self, other: InnerProducts) -> None:

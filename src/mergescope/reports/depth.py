@@ -12,7 +12,16 @@ import numpy as np
 from mergescope.protocols.linearity import COEF_HOLDS, COS_HOLDS
 from mergescope.reports.measured import TITLES, Measured, Told
 from mergescope.reports.panels import legend
-from mergescope.reports.scales import clipped, cos_axis, layer_axis, log_axis, pair_label
+from mergescope.reports.scales import (
+    BAND,
+    DOTS,
+    clipped,
+    cos_axis,
+    layer_axis,
+    log_axis,
+    pair_label,
+    room_for,
+)
 from mergescope.reports.style import INK, MUTED, WIDTH, look, new_figure, settle, styled
 
 if TYPE_CHECKING:
@@ -81,7 +90,9 @@ def coef_by_depth(found: Measured) -> Figure:
     """
     curves = [Curve("coef", "coef, 95 % interval")]
     if found.local:
-        curves.append(Curve("coef", "coef of the layer by itself (fed the base's input)", local=True, index=2))
+        curves.append(
+            Curve("coef", "coef of the layer by itself (fed the base's input)", local=True, index=2)
+        )
     return _depth(found, curves, "coef")
 
 
@@ -94,10 +105,9 @@ def gap_by_depth(found: Measured) -> Figure:
     Returns:
         The figure; relative to what fine-tuning changed, or without a base to the models' distance.
     """
-    relative = "change" if found.gap == "gap_rel" else "distance"
     curves = [
         Curve("gap", "gap (relative to the length of the mix), 95 % interval"),
-        Curve(found.gap, f"gap / {relative}", index=3),
+        Curve(found.gap, found.gap_title, index=3),
     ]
     return _depth(found, curves, "gap")
 
@@ -118,7 +128,7 @@ def _depth(found: Measured, curves: Sequence[Curve], what: str) -> Figure:
                 # One panel beside many takes the room of two.
                 last = i // count + (2 if len(entries) == 1 and rows > 1 else 1)
                 axes = figure.add_subplot(grid[i // count : last, start + i % count])
-                axes.set_title(_title(pairs, int(inches / 0.076) - 6), fontsize=8.5, fontweight="normal")
+                axes.set_title(_title(pairs, room_for(inches)), fontsize=8.5, fontweight="normal")
                 if i == 0:
                     axes.annotate(f"{kind}: {TITLES[kind]}", (0, 1), (0, 33), textcoords="offset points",
                                   xycoords="axes fraction", fontsize=9.5, fontweight="bold")  # fmt: skip
@@ -164,25 +174,14 @@ def split_columns(*counts: int) -> list[int]:
     if len(counts) == 1:
         return [min(counts[0], COLUMNS)]
     left, right = counts
-    offered = [(c, min(right, COLUMNS - c)) for c in range(1, min(left, COLUMNS - 1) + 1)]
-    rows = {(a, b): (math.ceil(left / a), math.ceil(right / b)) for a, b in offered}
-    return list(min(offered, key=lambda columns: (max(rows[columns]), sum(rows[columns]))))
+    offered = [(a, min(right, COLUMNS - a)) for a in range(1, min(left, COLUMNS - 1) + 1)]
+    rows = [(math.ceil(left / a), math.ceil(right / b)) for a, b in offered]
+    return list(min(zip(offered, rows, strict=True), key=lambda option: (max(option[1]), sum(option[1])))[0])
 
 
 def _draw(axes: Axes, found: Measured, curve: Curve, pairs: Sequence[Told]) -> list[float]:
     # Draws the curve; what it says must be inside of the axis.
-    table = [
-        [found.row(pair, curve.measure, layer, local=curve.local) for layer in found.layers] for pair in pairs
-    ]
-    ends = [
-        np.array([[math.nan if row is None else getattr(row, end) for row in line] for line in table])
-        for end in (("mean", "low", "high") if len(pairs) == 1 else ("mean", "mean", "mean"))
-    ]
-    middle, low, high = (
-        over_pairs(values, reduce) for values, reduce in zip(ends, (np.mean, np.min, np.max), strict=True)
-    )
-    if curve.measure in ("cos", "baseline"):
-        middle, low, high = (clipped(values) for values in (middle, low, high))
+    middle, low, high = profile(found, pairs, curve.measure, local=curve.local)
     places = np.arange(len(found.layers))
     shaded = curve.band or len(pairs) > 1
     if shaded:
@@ -191,7 +190,36 @@ def _draw(axes: Axes, found: Measured, curve: Curve, pairs: Sequence[Told]) -> l
     return [*middle, *low, *high] if shaded else [*middle]
 
 
-def over_pairs(values: np.ndarray, reduce: Callable[[np.ndarray], Any]) -> np.ndarray:
+def profile(
+    found: Measured, pairs: Sequence[Told], measure: str, *, local: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A measure over the layers, as it is drawn.
+
+    Args:
+        found: the measurement.
+        pairs: one pair or several.
+        measure: for example ``"cos"``.
+        local: with the base's input to every layer.
+
+    Returns:
+        Mean, lower and upper end, ``(layers,)`` each: the interval of one pair, the range of several.
+    """
+
+    def table(end: str) -> np.ndarray:
+        rows = [[found.row(pair, measure, layer, local=local) for layer in found.layers] for pair in pairs]
+        return np.array([[math.nan if row is None else getattr(row, end) for row in line] for line in rows])
+
+    if len(pairs) == 1:
+        middle, low, high = (table(end)[0] for end in ("mean", "low", "high"))
+    else:
+        means = table("mean")
+        middle, low, high = (over_pairs(means, reduce) for reduce in (np.mean, np.min, np.max))
+    if measure in ("cos", "baseline"):
+        return clipped(middle), clipped(low), clipped(high)
+    return middle, low, high
+
+
+def over_pairs(values: np.ndarray, reduce: Callable[..., Any]) -> np.ndarray:
     """Reduce a measure over pairs, layer by layer.
 
     Args:
@@ -215,22 +243,28 @@ def _scale(axes: Axes, what: str, values: Sequence[float]) -> None:
         log_axis(axes, values)
     elif what == "cos":
         cos_axis(axes, values)
-        axes.axhline(COS_HOLDS, color=MUTED, lw=1, ls=(0, (1, 1.5)), zorder=1)
+        axes.axhline(COS_HOLDS, color=MUTED, lw=1, ls=DOTS, zorder=1)
     else:
         shown = [1.0, *(value for value in values if math.isfinite(value))]
         room = 0.06 * (max(shown) - min(shown)) or 0.001
         axes.set_ylim(min(shown) - room, max(shown) + room)
         axes.ticklabel_format(axis="y", useOffset=False)
         axes.axhline(1, color=INK, lw=0.9, zorder=1)
-        axes.axhspan(1 - COEF_HOLDS, 1 + COEF_HOLDS, color="#eef3f7", zorder=0, lw=0)
+        axes.axhspan(1 - COEF_HOLDS, 1 + COEF_HOLDS, color=BAND, zorder=0, lw=0)
 
 
 def _legend(curves: Sequence[Curve], found: Measured, what: str) -> list[tuple[str, dict[str, Any]]]:
     entries = [(curve.label, curve.properties) for curve in curves]
     if what == "cos":
-        entries.append((f"CTL asks: at least {COS_HOLDS:g}", {"color": MUTED, "ls": (0, (1, 1.5)), "lw": 1.2}))
+        entries.append((
+            f"CTL asks: at least {COS_HOLDS:g}",
+            {"color": MUTED, "ls": DOTS, "lw": 1.2},
+        ))
     if what == "coef":
-        entries.append((f"CTL asks: within {COEF_HOLDS:g} of 1", {"marker": "s", "color": "#dbe6ee", "ms": 9}))
+        entries.append((
+            f"CTL asks: within {COEF_HOLDS:g} of 1",
+            {"marker": "s", "color": "#dbe6ee", "ms": 9},
+        ))
     if found.trivial:
         entries.append(("trivial: linear by construction", {"marker": "s", "color": "#d9d9d9", "ms": 9}))
     return entries

@@ -73,7 +73,9 @@ def build_report(run_dir: str | Path) -> Path:
         )
     parts = MAKERS[about["study"]](path, about)
     vectors = {name: render(figure, "svg") for name, figure in parts.figures.items()}
-    page = _page(parts, about, {name: inline_svg(content.decode(), name) for name, content in vectors.items()})
+    page = _page(
+        parts, about, {name: inline_svg(content.decode(), name) for name, content in vectors.items()}
+    )
     for name, figure in parts.figures.items():
         for suffix, content in (("svg", vectors[name]), ("png", render(figure, "png"))):
             with atomic_file(path / "figures" / f"{name}.{suffix}") as temporary:
@@ -97,7 +99,10 @@ def read_about(path: Path) -> dict[str, Any]:
         StudyError: something is missing or damaged.
     """
     if not path.is_dir():
-        raise StudyError(f"There is no run directory {path}. Make one with: mergescope demo --out {path}")
+        raise StudyError(
+            f"There is no run directory {path}. Make one with 'mergescope demo --out {path}', or with the "
+            "--out of 'mergescope measure'."
+        )
     about = RunDirectory(path).read_run()
     for key in ("config", "provenance"):
         if not isinstance(about.get(key), dict):

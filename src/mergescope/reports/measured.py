@@ -96,7 +96,9 @@ class Measured:
                 self._others.setdefault((row.kind, row.points, row.measure), []).append(row)
         found = [row for row in self._layers.values() if row.measure == "cos" and row.kind in KINDS.values()]
         tested = {(row.kind, row.points) for row in found}
-        lacking = [str(told["pair"]) for told in verdicts if (KINDS[told["kind"]], told["pair"]) not in tested]
+        lacking = [
+            str(told["pair"]) for told in verdicts if (KINDS[told["kind"]], told["pair"]) not in tested
+        ]
         if lacking or not verdicts:
             what = "; ".join(lacking[:5]) if lacking else "any pair"
             raise StudyError(f"The results lack the rows of {what}. Measure again into the same directory.")
@@ -123,7 +125,13 @@ class Measured:
             The view.
         """
         verdicts = [
-            {"pair": pair.name, "kind": pair.kind, "data": pair.data, "says": pair.word, "reason": pair.reason}
+            {
+                "pair": pair.name,
+                "kind": pair.kind,
+                "data": pair.data,
+                "says": pair.word,
+                "reason": pair.reason,
+            }
             for pair in found.pairs
         ]
         return cls(rows(found), verdicts, [*found.models, *([] if found.base is None else [found.base])])
@@ -157,6 +165,11 @@ class Measured:
         bases = [pair.a for pair in self.of_kind(WITH_BASE)]
         others = [name for pair in self.of_kind(FINE_TUNES) for name in (pair.a, pair.b)]
         return list(dict.fromkeys([*bases, *others, *(pair.b for pair in self.of_kind(WITH_BASE))]))
+
+    @property
+    def gap_title(self) -> str:
+        """What the relative gap is called."""
+        return "gap / change" if self.gap == "gap_rel" else "gap / distance"
 
     def row(
         self, pair: Told, measure: str, layer: str, *, local: bool = False, alpha: float | None = None

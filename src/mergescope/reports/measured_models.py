@@ -10,11 +10,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergescope.reports.depth import COLUMNS, MOST_PAIRS
-from mergescope.reports.measured import FINE_TUNES, TITLES, Measured, Told
+from mergescope.reports.measured import TITLES, Measured, Told
 from mergescope.reports.measured_figures import number_cells
 from mergescope.reports.panels import legend
-from mergescope.reports.scales import NEAREST, cell_cos, clipped, cos_ticks, cosines, pair_label, steps
-from mergescope.reports.style import FAINT, MUTED, WIDTH, look, new_figure, settle, shorten, styled
+from mergescope.reports.scales import (
+    DOTS,
+    NEAREST,
+    cell_cos,
+    clipped,
+    cos_ticks,
+    cosines,
+    look_of,
+    pair_label,
+    room_for,
+    steps,
+)
+from mergescope.reports.style import FAINT, MUTED, WIDTH, new_figure, settle, shorten, styled
 from mergescope.reports.tables import number
 
 if TYPE_CHECKING:
@@ -72,7 +83,7 @@ def matrices(found: Measured) -> Figure:
     maps = [
         Map("lowest cos of the layers", cos, "cividis", FuncNorm((steps, cosines), least, 1 - NEAREST), cell_cos,
             cos_ticks(least, 1 - NEAREST)),
-        Map("share of equal predictions", agree, "cividis", Normalize(0, 1), "{:.0%}".format),
+        Map("share of equal predictions", agree, "viridis", Normalize(0, 1), "{:.0%}".format),
         Map("loss barrier", barrier, "PuOr_r", Normalize(-reach, reach), _signed),
     ]  # fmt: skip
     maps = [entry for entry in maps if np.isfinite(entry.values).any()] or maps[:1]
@@ -130,18 +141,18 @@ def barriers(found: Measured) -> Figure:
         pairs = [pair for pair in pairs if pair in chosen]
     columns = min(COLUMNS, len(pairs))
     rows = math.ceil(len(pairs) / columns)
-    chord = {"color": MUTED, "ls": (0, (1, 1.5)), "lw": 1.2}
+    chord = {"color": MUTED, "ls": DOTS, "lw": 1.2}
     with styled():
         figure = new_figure(WIDTH, 0.5 + 1.95 * rows)
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat[len(pairs) :]:
             axes.axis("off")
         for i, (axes, pair) in enumerate(zip(grid.flat, pairs, strict=False)):
-            entry = look(0 if pair.kind == FINE_TUNES else 1)
+            entry = look_of(pair.kind)
             alphas, losses = zip(*found.line(pair), strict=True)
             axes.plot(alphas, losses, color=entry.colour, marker=entry.marker, ms=4, lw=1.5, zorder=3)
             axes.plot([alphas[0], alphas[-1]], [losses[0], losses[-1]], **chord)
-            label = pair_label(pair, int(WIDTH / columns / 0.076) - 6)
+            label = pair_label(pair, room_for(WIDTH / columns))
             axes.set_title(f"{label}\n{pair.kind}, barrier {number(found.barrier(pair), sign=True)}", fontsize=8.5,
                            fontweight="normal")  # fmt: skip
             axes.set_xlim(-0.05, 1.05)
@@ -152,7 +163,7 @@ def barriers(found: Measured) -> Figure:
                 axes.set_ylabel("loss")
             if i + columns >= len(pairs):
                 axes.set_xlabel("α")
-        looks = {kind: look(0 if kind == FINE_TUNES else 1) for kind in found.kinds}
+        looks = {kind: look_of(kind) for kind in found.kinds}
         lines = [
             (f"{kind}: {TITLES[kind]}", {"color": entry.colour, "marker": entry.marker, "ls": "-", "ms": 4})
             for kind, entry in looks.items()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergescope.errors import StudyError
 from mergescope.protocols.linearity import COEF_HOLDS, COS_HOLDS
-from mergescope.reports import depth, measured_figures, measured_models
+from mergescope.reports import depth, measured_figures, measured_main, measured_models
 from mergescope.reports.html import Parts
 from mergescope.reports.measured import KINDS, STATUS, TITLES, Measured
 from mergescope.reports.measured_tables import facts_grid, layer_grid, loss_grid, merged_grid, verdict_grid
@@ -97,7 +97,9 @@ def load_measured(path: Path, about: Mapping[str, Any]) -> Measured:
     ]
     if lacking:
         more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-        raise StudyError(f"{path / RESULTS} is not complete. It lacks {'; '.join(lacking[:5])}{more}. {_AGAIN}")
+        raise StudyError(
+            f"{path / RESULTS} is not complete. It lacks {'; '.join(lacking[:5])}{more}. {_AGAIN}"
+        )
     return found
 
 
@@ -111,21 +113,17 @@ def draw(found: Measured) -> dict[str, Figure]:
         File name without suffix to figure.
     """
     makers: dict[str, Callable[[Measured], Figure] | None] = {
-        "main": measured_figures.main,
+        "main": measured_main.main,
         "depth-cos": depth.cos_by_depth,
         "depth-coef": depth.coef_by_depth,
         "depth-gap": depth.gap_by_depth,
-        "local": measured_figures.local_against_all if _fed_layers(found) else None,
-        "layers": measured_figures.by_layer,
+        "local": measured_figures.local_against_all if measured_figures.single_layers(found) else None,
+        "layers": measured_figures.by_layer if len(found.pairs) > 1 else None,
         "models": measured_models.matrices if len(found.models) > 2 else None,
         "alpha": measured_figures.along_alpha if len(found.alphas) > 1 else None,
         "barriers": measured_models.barriers if any(found.line(pair) for pair in found.pairs) else None,
     }
     return {name: make(found) for name, make in makers.items() if make is not None}
-
-
-def _fed_layers(found: Measured) -> bool:
-    return any(found.worst(pair, "cos", local=True) is not None for pair in found.pairs)
 
 
 def _content(found: Measured, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,8 +143,7 @@ def _content(found: Measured, provenance: Mapping[str, Any]) -> dict[str, Any]:
         "rule": RULE,
         "cos_holds": COS_HOLDS,
         "coef_holds": COEF_HOLDS,
-        "gap": measured_figures.gap_title(found),
-        "most_rows": measured_figures.MOST_ROWS,
+        "most_rows": measured_main.MOST_ROWS,
         "most_pairs": depth.MOST_PAIRS,
         "verdict_grids": [verdict_grid(found, kind) for kind in found.kinds],
         "layer_grids": [(pair, layer_grid(found, pair)) for pair in found.pairs],

@@ -23,7 +23,9 @@ _LAYERS = {
     "cos_rel": "cos of changes",
     "coef_rel": "coef of changes",
 }
-_INTERVALS = ("cos", "coef", "gap", "gap_rel")
+_INTERVALS = (("cos", False), ("coef", False), ("gap", False), ("gap_rel", False), ("cos", True))
+"""Measures, and whether by itself, whose intervals have room."""
+
 _ALONE = {"cos": "cos by itself", "coef": "coef by itself"}
 
 
@@ -40,8 +42,14 @@ def verdict_grid(found: Measured, kind: str) -> Grid:
     pairs = found.of_kind(kind)
     barriers = any(math.isfinite(found.barrier(pair)) for pair in pairs)
     agree = any(found.agreement(pair) for pair in pairs)
-    gap = "gap / change" if found.gap == "gap_rel" else "gap / distance"
-    columns = ["pair", "verdict", "lowest cos", "baseline there", "coef furthest from 1", f"largest {gap}"]
+    columns = [
+        "pair",
+        "verdict",
+        "lowest cos",
+        "baseline there",
+        "coef furthest from 1",
+        f"largest {found.gap_title}",
+    ]
     columns += ["loss barrier", "error barrier"] * barriers
     columns += ["same answer: first, second", "first, merged", "second, merged"] * agree
     body = []
@@ -84,13 +92,13 @@ def layer_grid(found: Measured, pair: Told) -> Grid:
         cells = []
         for name, local in measures:
             row = found.row(pair, name, layer, local=local)
-            note = interval(row.low, row.high, 4) if row is not None and name in _INTERVALS else ""
+            note = interval(row.low, row.high, 4) if row is not None and (name, local) in _INTERVALS else ""
             cells.append(Cell(NONE if row is None else number(row.mean, 4), note))
         cos = found.row(pair, "cos", layer)
         cells += [Cell(NONE), Cell(NONE)] if cos is None else [Cell(f"{cos.n:,}"), Cell(f"{cos.dead:,}")]
         body.append((layer + (" (trivial)" if layer in found.trivial else ""), tuple(cells)))
-    columns = ("layer", *measures.values(), "samples", "without a value")
-    return Grid(f"{pair.name}, α = {found.alpha:g}", columns, tuple(body))
+    columns = ("layer", *measures.values(), "samples", "dead")
+    return Grid(f"α = {found.alpha:g}", columns, tuple(body))
 
 
 def loss_grid(found: Measured) -> Grid | None:
@@ -108,7 +116,10 @@ def loss_grid(found: Measured) -> Grid | None:
         return None
     columns = [f"{name}: {measure}" for name in data for measure in ("accuracy", "loss")]
     body = tuple(
-        (model, tuple(_mean(found, model, name, measure) for name in data for measure in ("accuracy", "loss")))
+        (
+            model,
+            tuple(_mean(found, model, name, measure) for name in data for measure in ("accuracy", "loss")),
+        )
         for model in models
     )
     return Grid("Accuracy and loss of every model", ("model", *columns), body)
@@ -128,12 +139,18 @@ def merged_grid(found: Measured) -> Grid | None:
         for name in pair.data:
             models = (pair.a, pair.b, pair.name + MERGED)
             if (models[-1], name) in found.losses:
-                cells = [_mean(found, model, name, measure) for measure in ("accuracy", "loss") for model in models]
+                cells = [
+                    _mean(found, model, name, measure) for measure in ("accuracy", "loss") for model in models
+                ]
                 body.append((f"{pair.name} · {name}", tuple(cells)))
     if not body:
         return None
-    columns = [f"{measure}: {model}" for measure in ("accuracy", "loss") for model in ("first", "second", "merged")]
-    return Grid(f"Merged models next to their ends, α = {found.alpha:g}", ("pair · data", *columns), tuple(body))
+    columns = [
+        f"{measure}: {model}" for measure in ("accuracy", "loss") for model in ("first", "second", "merged")
+    ]
+    return Grid(
+        f"Merged models next to their ends, α = {found.alpha:g}", ("pair · data", *columns), tuple(body)
+    )
 
 
 def _placed(found: Measured, row: Row | None) -> Cell:
@@ -184,5 +201,7 @@ def facts_grid(title: str, about: Any, names: Sequence[str]) -> Grid:
 def _fact(value: Any) -> Cell:
     if value is None or value in ("", [], {}):
         return Cell(NONE)
-    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, bool):
+        return Cell("yes" if value else "no")
+    text = "; ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     return Cell(text[:12], text) if re.fullmatch(r"(\w+:)?[0-9a-f]{20,}", text) else Cell(text)

@@ -21,7 +21,9 @@ def headline(found: Measured) -> tuple[str, str]:
     pairs = found.of_kind(kind)
     holding = sum(pair.word == "CTL holds" for pair in pairs)
     judged = sum(pair.word != UNKNOWN for pair in pairs)
-    status = "unknown" if not judged else "holds" if holding == len(pairs) else "partly" if holding else "fails"
+    status = (
+        "unknown" if not judged else "holds" if holding == len(pairs) else "partly" if holding else "fails"
+    )
     return status, _counted(found, kind)
 
 
@@ -69,8 +71,8 @@ def sentences(found: Measured) -> list[str]:
     if low is not None and off is not None:
         baseline = found.mean(low[0], "baseline", low[1].layer)
         said.append(
-            f"Lowest cos {number(low[1].mean)} ({low[0].name}, {low[1].layer}; baseline {number(baseline)}), coef furthest "
-            f"from 1: {number(off[1].mean)} ({off[0].name}, {off[1].layer})."
+            f"Lowest cos {number(low[1].mean)} ({low[0].name}, {low[1].layer}; baseline {number(baseline)}), "
+            f"coef furthest from 1: {number(off[1].mean)} ({off[0].name}, {off[1].layer})."
         )
     barriers = [(found.barrier(pair), pair.name) for pair in pairs if math.isfinite(found.barrier(pair))]
     if barriers:

@@ -89,7 +89,11 @@ def pair_table(found: Measured, kind: str) -> Group:
     table.add_column("verdict", no_wrap=True)
     table.add_column("lowest cos\n95 % interval", no_wrap=True)
     table.add_column("coef off\nmost", no_wrap=True)
-    for title in (_gap_title(found), *["loss\nbarrier"] * losses, *["same\nanswer"] * agree):
+    for title in (
+        found.gap_title.replace(" / ", " /\n"),
+        *["loss\nbarrier"] * losses,
+        *["same\nanswer"] * agree,
+    ):
         table.add_column(title, justify="right", no_wrap=True)
     for pair in shown:
         cos, coef, gap = (found.worst(pair, measure) for measure in ("cos", "coef", found.gap))
@@ -101,7 +105,7 @@ def pair_table(found: Measured, kind: str) -> Group:
             *[number(barrier, sign=True)] * losses,
             *[NONE if agreement is None else f"{100 * agreement.mean:.1f}%"] * agree,
         ]
-        name = f"{shorten(pair.a, 32)}\n+\u00a0{shorten(pair.b, 30)}"  # the plus stays with its name
+        name = f"{shorten(pair.a, 32)} +\n{shorten(pair.b, 32)}"
         table.add_row(name, Text(pair.word, style=_COLOURS[pair.status]), *cells)
     title = f"{kind}: {TITLES[kind]}, α = {found.alpha:g}"
     if len(shown) < len(pairs):
@@ -109,15 +113,11 @@ def pair_table(found: Measured, kind: str) -> Group:
     return _titled(title, table)
 
 
-def _gap_title(found: Measured) -> str:
-    return "gap /\nchange" if found.gap == "gap_rel" else "gap /\ndist."
-
-
 def _caption(found: Measured) -> str:
     relative = (
         "gap / change: distance between merged and mixed features, relative to what fine-tuning changed"
         if found.gap == "gap_rel"
-        else "gap / dist.: distance between merged and mixed features, relative to that between the two models"
+        else "gap / distance: distance between merged and mixed features, relative to that between the two models"
     )
     same = "; same answer: how often both models predict the same" if _predicts(found) else ""
     return f"In brackets: the layer. {relative} (largest of the layers){same}. {RULE}"
@@ -243,7 +243,9 @@ def cost_line(spent: Mapping[str, Any]) -> str:
         "dtype": "{}",
         "features": "features {}",
     }
-    known = {key: value / 1e9 if key == "peak_bytes" else value for key, value in spent.items() if key in words}
+    known = {
+        key: value / 1e9 if key == "peak_bytes" else value for key, value in spent.items() if key in words
+    }
     return ", ".join(text.format(known[key]) for key, text in words.items() if known.get(key) is not None)
 
 

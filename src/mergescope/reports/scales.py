@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mergescope.reports.measured import Measured, Told
-from mergescope.reports.style import shorten
+from mergescope.protocols.linearity import COEF_HOLDS, COS_HOLDS
+from mergescope.reports.measured import KINDS, Measured, Told
+from mergescope.reports.style import INK, MUTED, Look, look, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,25 +23,35 @@ NEAREST = 1e-4
 _COSINES = (0.99, 0.9, 1 - NEAREST, 0.999, 0.5, 0.95, 0.0, -1.0, 0.8)
 """Ticks, the most wanted first: those too near to one before them are left out."""
 
+DOTS: Any = (0, (1, 1.5))
+"""Line style of thresholds."""
+
+BAND = "#eef3f7"
+"""Colour of the coefficients that CTL allows."""
+
 _TRIVIAL = "#e9e9e9"
 
 
-def layer_axis(axes: Axes, found: Measured, inches: float) -> None:
-    """Name the layers below an axis, as many as have room, and shade the trivial ones.
+def layer_axis(axes: Axes, found: Measured, inches: float, over: bool = False) -> None:
+    """Name the layers below an axis, as many as have room, and mark the trivial ones.
 
     Args:
         axes: where.
         found: the measurement.
         inches: width of the axis.
+        over: hatch trivial layers over what is drawn, as a shade would hide it or be hidden.
     """
     names = ["out" if label == "output" else label for label in found.labels.values()]
     axes.set_xlim(-0.6, len(names) - 0.4)
     shown = spaced([0.075 * len(name) for name in names], inches)
     axes.set_xticks(shown, [names[place] for place in shown])
     axes.tick_params(axis="x", length=0)
+    shade: dict[str, Any] = {"color": _TRIVIAL, "zorder": 0}
+    if over:
+        shade = {"facecolor": "none", "edgecolor": "white", "hatch": "////", "zorder": 2}
     for place, layer in enumerate(found.layers):
         if layer in found.trivial:
-            axes.axvspan(place - 0.5, place + 0.5, color=_TRIVIAL, zorder=0, lw=0)
+            axes.axvspan(place - 0.5, place + 0.5, lw=0, **shade)
 
 
 def spaced(widths: Sequence[float], inches: float) -> list[int]:
@@ -78,7 +89,7 @@ def cos_axis(axes: Axes, values: Iterable[float], side: Side = "y") -> None:
     low, high = steps(np.array([shown.min(), shown.max()]))
     room = max(0.06 * (high - low), 0.05)
     limits = cosines(np.array([low - room, high + room]))
-    ticks = cos_ticks(*limits, apart=0.09 if side == "y" else 0.2)
+    ticks = cos_ticks(float(limits[0]), float(limits[1]), apart=0.09 if side == "y" else 0.2)
     getattr(axes, f"set_{side}scale")("function", functions=(steps, cosines))
     getattr(axes, f"set_{side}lim")(*limits)
     getattr(axes, f"set_{side}ticks")(list(ticks), list(ticks.values()), minor=False)
@@ -88,7 +99,7 @@ def cos_ticks(low: float, high: float, apart: float = 0.09) -> dict[float, str]:
     """Ticks of an axis that is spread out towards 1.
 
     Args:
-        low: its lower end.
+        low: the axis' lower end.
         high: its upper end.
         apart: least distance between two, as a share of the axis.
 
@@ -96,7 +107,7 @@ def cos_ticks(low: float, high: float, apart: float = 0.09) -> dict[float, str]:
         Cosine to label.
 
     Example:
-        >>> cos_ticks(0.4, 0.9995)
+        >>> cos_ticks(0.4, 0.9995, apart=0.12)
         {0.99: '0.99', 0.9: '0.9', 0.999: '0.999', 0.5: '0.5'}
     """
     ends = steps(np.array([low, high]))
@@ -167,7 +178,8 @@ def log_axis(axes: Axes, values: Iterable[float], side: Side = "y") -> None:
     from matplotlib.ticker import NullLocator
 
     shown = [value for value in values if math.isfinite(value) and value > 0] or [0.1, 1.0]
-    low, high = min(shown) / 1.5, max(shown) * 1.5
+    room = max(1.5, 2.5 / math.sqrt(max(shown) / min(shown)))  # never so narrow that there are no ticks
+    low, high = min(shown) / room, max(shown) * room
     getattr(axes, f"set_{side}scale")("log")
     getattr(axes, f"set_{side}lim")(low, high)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -178,6 +190,53 @@ def log_axis(axes: Axes, values: Iterable[float], side: Side = "y") -> None:
     axis = getattr(axes, f"{side}axis")
     axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.set_minor_locator(NullLocator())
+
+
+def measure_axis(axes: Axes, measure: str, values: Iterable[float], side: Side = "y") -> None:
+    """The axis of a measure, with what CTL asks for: spread out for cos, logarithmic for gaps.
+
+    Args:
+        axes: where.
+        measure: for example ``"cos"``.
+        values: what must be visible.
+        side: which axis.
+    """
+    line, span = (axes.axhline, axes.axhspan) if side == "y" else (axes.axvline, axes.axvspan)
+    if measure == "cos":
+        cos_axis(axes, [*values, COS_HOLDS], side)
+        line(COS_HOLDS, color=MUTED, lw=1, ls=DOTS, zorder=1)
+    elif measure == "coef":
+        shown = [1 - COEF_HOLDS, 1 + COEF_HOLDS, *(value for value in values if math.isfinite(value))]
+        room = 0.06 * (max(shown) - min(shown))
+        getattr(axes, f"set_{side}lim")(min(shown) - room, max(shown) + room)
+        line(1, color=INK, lw=0.9, zorder=1)
+        span(1 - COEF_HOLDS, 1 + COEF_HOLDS, color=BAND, zorder=0, lw=0)
+    else:
+        log_axis(axes, values, side)
+
+
+def look_of(kind: str) -> Look:
+    """The look of a kind of pairs.
+
+    Args:
+        kind: ``"FT–FT"`` or ``"PT–FT"``.
+
+    Returns:
+        The look.
+    """
+    return look(list(KINDS).index(kind))
+
+
+def room_for(inches: float) -> int:
+    """How many characters of a small title fit.
+
+    Args:
+        inches: width of the panel with its tick labels.
+
+    Returns:
+        Characters.
+    """
+    return max(9, int((inches - 0.45) / 0.086))
 
 
 def pair_label(pair: Told, room: int) -> str:
@@ -192,7 +251,7 @@ def pair_label(pair: Told, room: int) -> str:
 
     Example:
         >>> pair_label(Told("FT–FT", "", "a-very-long-name", "b", (), "", ""), 14)
-        'a-ver…name + b'
+        'a-ve…g-name + b'
     """
     free = room - 3
     if len(pair.a) + len(pair.b) <= free:

@@ -327,21 +327,33 @@ def _data_names(specs: Sequence[str], models: Sequence[str]) -> dict[str, tuple[
     if not specs:
         raise DataError("There are no data to measure on. Give --data: a hub id, a file or a directory.")
     names: dict[str, tuple[str, str | None]] = {}
+    last = [name.rpartition("/")[2] for name in models]
+    known = {
+        short: name for short, name in zip(last, models, strict=True) if last.count(short) == 1
+    }  # of org/name
+    known |= {name: name for name in models}
+    only = models[0] if len(models) == 1 else None  # there is a base, and all data are for its one fine-tune
     for text in specs:
         name, spec = parse_data_option(text)
         if name in names:
             raise DataError(f"Two data sets are called {name!r}. Name them: --data first={spec} ...")
-        names[name] = (spec, name if name in models else None)
-    owned = [name for name, (_, owner) in names.items() if owner]
-    if owned and len(owned) < len(names):
-        others = ", ".join(name for name in names if name not in owned)
+        names[name] = (spec, known.get(name, only))
+    owned = {owner for _, owner in names.values() if owner is not None}
+    others = [name for name, (_, owner) in names.items() if owner is None]
+    if owned and others:
         raise DataError(
-            f"Some data are named like models ({', '.join(owned)}) and some are not ({others}). Name all after the "
-            f"models whose tasks they are ({', '.join(models)}), or none."
+            f"Some data are named like models ({', '.join(sorted(owned))}) and some are not "
+            f"({', '.join(others)}). Name all after the models whose tasks they are ({', '.join(models)}), or none."
         )
     missing = [name for name in models if owned and name not in owned]
     if missing:
-        raise DataError(f"There are no data for {', '.join(missing)}. Give --data {missing[0]}=... as well.")
+        short = next((name for name, model in known.items() if model == missing[0] and "/" not in name), None)
+        advice = (
+            f"Give --data {short}=... as well."
+            if short
+            else f"Name the model, NAME={missing[0]}, and give --data NAME=..."
+        )
+        raise DataError(f"There are no data for {', '.join(missing)}. {advice}")
     return names
 
 
@@ -371,7 +383,11 @@ def _batches(name: str, spec: str, found: Networks, models: Sequence[Any], data:
         raise problem or DataError("None of the models has a directory, so there is no tokenizer.")
     if not found.outputs:
         processor = replace(processor, head=Head())
-    return encode(
-        table, processor, batch_size=data.batch_size, max_length=data.max_length, text_column=data.text_column,
-        image_column=data.image_column, template=data.template, prompt=data.prompt, label_column=data.label_column,
-    )  # fmt: skip
+    try:
+        return encode(
+            table, processor, batch_size=data.batch_size, max_length=data.max_length, text_column=data.text_column,
+            image_column=data.image_column, template=data.template, prompt=data.prompt,
+            label_column=data.label_column,
+        )  # fmt: skip
+    except DataError as error:
+        raise DataError(f"{name}, for the network of {home.name}: {error}") from error

@@ -68,12 +68,19 @@ def networks_for(
         )
     named = {model.name: model for model in models}
     homes = {data: named[owner] for data, owner in owners.items() if owner is not None}
+    why = None
     if homes:
-        networks = {data: build(home, settings, dtype) for data, home in homes.items()}
-        # Layers are pooled over data by name.
-        if len({tuple(find_layers(network, settings.layers)) for network in networks.values()}) == 1:
-            return _own_heads(models, homes, networks, settings)
-    return _one_network(models, list(owners), settings, dtype)
+        try:
+            built = {home.name: build(home, settings, dtype) for home in dict.fromkeys(homes.values())}
+        except MismatchError as error:  # such as one that was saved without the pooler of its class
+            why = str(error).splitlines()[0].rstrip(":")
+        else:
+            networks = {data: built[home.name] for data, home in homes.items()}
+            # Layers are pooled over data by name.
+            if len({tuple(find_layers(network, settings.layers)) for network in networks.values()}) == 1:
+                return _own_heads(models, homes, networks, settings)
+            why = "the layers of the models' networks have different names"
+    return _one_network(models, list(owners), settings, dtype, why)
 
 
 def build(source: Any, settings: Settings, dtype: str, fixed: Collection[str] = ()) -> nn.Module:
@@ -99,14 +106,17 @@ def build(source: Any, settings: Settings, dtype: str, fixed: Collection[str] = 
 
 def _fill(network: nn.Module, source: Any, names: Collection[str], device: str) -> None:
     keys, entries = matching_keys(network, source), network.state_dict(keep_vars=True)
-    for name in names:
+    made = {}  # tied entries are one parameter, which the checkpoint may have under one of its names
+    for name in (name for name in names if name in keys):
         entry, value = entries[name], source.tensor(keys[name])
         if entry.is_meta:
-            path, _, last = name.rpartition(".")
-            value = value.to(device, entry.dtype, copy=True)
-            setattr(network.get_submodule(path), last, nn.Parameter(value, requires_grad=False))
+            made[id(entry)] = nn.Parameter(value.to(device, entry.dtype, copy=True), requires_grad=False)
         else:
             entry.data.copy_(value)
+    for name, entry in entries.items():
+        if id(entry) in made:
+            path, _, last = name.rpartition(".")
+            setattr(network.get_submodule(path), last, made[id(entry)])
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
@@ -137,41 +147,58 @@ def _own_heads(
             for name, other in own.models[0].names.items():  # one body in memory, which points overwrite
                 mine[name].data = theirs[other].data
     count = len(body.models[0].spec)
-    note = f"heads differ: the common body of {count} tensors is combined, each data set runs through its model's head"
-    return Networks(body.models, homes, networks, fixed, True, [note, *_left_out(body)])
+    note = (
+        f"the models are not of one shape: their common body of {count} tensors is measured, and each data set runs "
+        "through its own model's head"
+    )
+    left_out = _left_out(body)
+    return Networks(body.models, homes, networks, fixed, True, [note, *left_out] if left_out else [])
 
 
-def _one_network(models: Sequence[Any], data: Sequence[str], settings: Settings, dtype: str) -> Networks:
+def _one_network(
+    models: Sequence[Any], data: Sequence[str], settings: Settings, dtype: str, why: str | None
+) -> Networks:
     problems: list[MismatchError] = []
     for home in models[:2]:  # what the first has more than the others may come before what they share
-        network = build(home, settings, dtype)
         try:
+            network = build(home, settings, dtype)
             body = shared_body(network, models, _blocks(network, settings))
             break
         except MismatchError as error:
             problems.append(error)
     else:
         raise min(problems, key=lambda error: len(error.problems))
-    note = f"not all models have the same tensors: the common body of {len(body.models[0].spec)} tensors is measured"
-    if body.fixed:
-        if settings.executor == "streamed":
-            _fill(network, home, body.fixed, settings.device)
-        note = (
-            f"heads differ: the common body of {len(body.models[0].spec)} tensors is measured, without outputs, "
-            "accuracy and loss; to have them, name data like the models whose heads they are for (--data NAME=...)"
-        )
+    if settings.executor == "streamed":
+        _fill(network, home, body.fixed, settings.device)
+    note = (
+        f"the models are not of one shape: their common body of {len(body.models[0].spec)} tensors is measured"
+        f"{', without an output' * bool(body.fixed)}; {_advice(why)}"
+    )
+    left_out = _left_out(body)
+    notes = [note, *left_out] if body.fixed or left_out else []
     return Networks(
         body.models, dict.fromkeys(data, home), dict.fromkeys(data, network), dict.fromkeys(data, body.fixed),
-        not body.fixed, [note, *_left_out(body)],
+        not body.fixed, notes,
     )  # fmt: skip
+
+
+def _advice(why: str | None) -> str:
+    if why is not None:
+        return f"their own heads are not used: {why}"
+    return "for accuracy and loss, name data like the models whose tasks they are (--data NAME=...)"
 
 
 def _left_out(body: Body) -> list[str]:
     who: dict[tuple[str, ...], list[str]] = {}
-    for name, keys in body.left_out.items():
-        who.setdefault(tuple(sorted(keys)), []).append(name)
+    for model in body.models:
+        # Tables of indices, which old versions of transformers saved, are no weights.
+        keys = [
+            key for key in body.left_out.get(model.name, ()) if model.source.spec[key].dtype.is_floating_point
+        ]
+        who.setdefault(tuple(sorted(keys)), []).append(model.name)
     return [
         f"not part of the body: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''} of "
         f"{', '.join(names)}"
         for keys, names in who.items()
+        if keys
     ]

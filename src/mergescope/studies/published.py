@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from mergescope.data.processors import VOCABULARIES
 from mergescope.data.registry import FAMILIES, IMAGES, TASKS, TaskSpec, known_task, task_spec
 from mergescope.errors import CheckpointError, MismatchError, StudyError, did_you_mean
 from mergescope.models.heads import Head
@@ -315,6 +316,9 @@ def _tokenizer(base: Checkpoint) -> Any:
     import transformers
 
     try:
+        # transformers 5 makes a tokenizer of nothing where there is no vocabulary.
+        if base.directory is None or not any((base.directory / name).is_file() for name in VOCABULARIES):
+            raise FileNotFoundError(f"none of {', '.join(VOCABULARIES[:4])}")
         return transformers.AutoTokenizer.from_pretrained(str(base.directory), local_files_only=True)
     except Exception as error:  # tokenizers raises bare Exceptions
         raise CheckpointError(

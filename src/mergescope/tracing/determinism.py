@@ -17,6 +17,9 @@ from mergescope.models.features import Features
 CHECKED_BATCHES = 2
 """How many leading batches are compared between two passes."""
 
+CHECKED_SAMPLES = 8
+"""How many samples a network is tried on: whole batches would cost as much as tracing a few points."""
+
 
 def require_repeatable(data: Iterable[Any], what: str) -> None:
     """Refuse data that can be passed over only once, or not at all.
@@ -86,6 +89,30 @@ def _equal(one: Any, two: Any) -> bool:
     return one == two
 
 
+def few_samples(inputs: Any) -> Any:
+    """The first samples of a batch, to try a network on.
+
+    Args:
+        inputs: a tensor, or a mapping of arguments.
+
+    Returns:
+        Inputs of at most [`CHECKED_SAMPLES`][] samples; the whole batch if its tensors differ in
+        length, so that it is not known how they belong together.
+
+    Example:
+        >>> few_samples({"x": torch.zeros(32, 3), "y": torch.zeros(32)})["x"].shape
+        torch.Size([8, 3])
+    """
+    if isinstance(inputs, torch.Tensor):
+        return inputs[:CHECKED_SAMPLES]
+    sizes = {
+        len(value) if isinstance(value, torch.Tensor) and value.ndim else None for value in inputs.values()
+    }
+    if len(sizes) != 1 or None in sizes:
+        return inputs
+    return {name: value[:CHECKED_SAMPLES] for name, value in inputs.items()}
+
+
 @torch.no_grad()
 def require_deterministic_model(
     model: nn.Module, batch: Any, device: torch.device, features: Features
@@ -101,7 +128,7 @@ def require_deterministic_model(
     Raises:
         DataError: the two outputs differ.
     """
-    inputs = to_device(split_batch(batch)[0], device)
+    inputs = to_device(few_samples(split_batch(batch)[0]), device)
     one, two = (features.output_rows(features.call(model, inputs), inputs) for _ in range(2))
     if not torch.equal(torch.nan_to_num(one), torch.nan_to_num(two)):
         raise DataError(

@@ -57,7 +57,6 @@ class States:
             self._left += old.nbytes
         value = value.detach()
         if value.nbytes <= self._left:
-            self._filed.pop(key, None)
             # A view would keep the whole of what it is a view of.
             self._held[key] = value.clone() if value.nbytes < value.untyped_storage().nbytes() else value
             self._left -= value.nbytes

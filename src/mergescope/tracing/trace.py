@@ -21,6 +21,7 @@ from mergescope.readings import FeatureMeans, InnerProducts, NextTokenLoss, Outp
 from mergescope.tracing.batched import pays, run_batched
 from mergescope.tracing.capture import trivially_linear
 from mergescope.tracing.determinism import (
+    few_samples,
     require_deterministic_data,
     require_deterministic_model,
     require_repeatable,
@@ -224,7 +225,8 @@ def trace(
     try:
         trivial: set[str] = set()
         if not empty:
-            trivial = trivially_linear(model, to_device(inputs, place), chosen, convention.call)
+            few = to_device(few_samples(inputs), place)
+            trivial = trivially_linear(model, few, chosen, convention.call)
             if check:
                 require_deterministic_model(model, first, place, convention)
         result = Trace(

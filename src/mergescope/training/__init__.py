@@ -1,7 +1,25 @@
 """Fine-tuning: the loop, and one file a regime that chooses what may change."""
 
 from mergescope.training.full import full
+from mergescope.training.linearized import Linearized, linearized_network, origin_of, require_origin
 from mergescope.training.loop import fit, train
 from mergescope.training.recipe import PRESETS, Recipe, preset
+from mergescope.training.regimes import REGIMES, Regime, TrainableRow, regime, trainable_table
 
-__all__ = ["PRESETS", "Recipe", "fit", "full", "preset", "train"]
+__all__ = [
+    "PRESETS",
+    "REGIMES",
+    "Linearized",
+    "Recipe",
+    "Regime",
+    "TrainableRow",
+    "fit",
+    "full",
+    "linearized_network",
+    "origin_of",
+    "preset",
+    "regime",
+    "require_origin",
+    "train",
+    "trainable_table",
+]

@@ -20,22 +20,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd import forward_ad
 
 from mergescope.errors import LayerError, MergescopeError, MismatchError
 from mergescope.models.layers import OUTPUT, find_layers
 from mergescope.models.loading import key_map, load_weights
-from mergescope.training.selectors import attention_stems
-from mergescope.training.tangents import (
-    Anchored,
-    called_with,
-    differentiable_kernels,
-    hooks_see_sums,
-    recomputed,
-    sums_of,
-    tangents_cut,
-)
-from mergescope.weights import Checkpoint, Point
+from mergescope.training.kernels import differentiable_kernels, make_differentiable
+from mergescope.training.recomputing import recomputed
+from mergescope.training.tangents import Anchored, Collected, HookCalls, called_with, tangents_cut
+from mergescope.weights import Point
 from mergescope.weights.point import TensorSource
 
 FORWARDED = frozenset({
@@ -43,9 +35,6 @@ FORWARDED = frozenset({
     "model_type", "settings",
 })  # fmt: skip
 """What is asked of a network besides calling it. Nothing else: ``generate`` would run f itself."""
-
-CALLED = ("eager", "sdpa", None)
-"""Attention implementations of transformers that can be differentiated, the second with another kernel."""
 
 
 class Linearized(nn.Module):
@@ -57,11 +46,8 @@ class Linearized(nn.Module):
     a copy of the weights at construction and never changes.
 
     Returned are the network's own structures (tensors, tuples, ModelOutputs) with every tensor
-    linearised, hence no loss from ``labels`` (it would be a linearised loss) and no cache. Autocast
-    and mixed precision work as for any network. There is no second derivative.
-
-    The derivative is that of ``torch.func.jvp``, taken through ``torch.autograd.forward_ad``
-    directly, where hooks see tensors and only ``f`` carries a graph.
+    linearised. There is no cache, no second derivative, and no loss: from ``labels`` an
+    encoder-decoder makes its decoder's input only. Autocast works as for any network.
 
     Args:
         network: the network, with th_0 as its weights. It is put into evaluation mode.
@@ -102,8 +88,10 @@ class Linearized(nn.Module):
         for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[table] = getattr(network, table)
         held = {**dict(network.named_parameters()), **_statistics(network)}
-        self.origin = {name: value.detach().clone() for name, value in held.items() if value.is_floating_point()}
-        self.notes = _differentiable(network)
+        self.origin = {
+            name: value.detach().clone() for name, value in held.items() if value.is_floating_point()
+        }
+        self.notes = make_differentiable(network)
         accepted = inspect.signature(network.forward).parameters
         self._caches = "use_cache" in accepted
         self._blocks: list[str] = []
@@ -184,24 +172,51 @@ class Linearized(nn.Module):
         """
         kwargs = self._checked(kwargs)
         graph = torch.is_grad_enabled()
-        with ExitStack() as stack:
-            stack.enter_context(differentiable_kernels())
-            stack.enter_context(forward_ad.dual_level())
-            weights = self._weights(graph)
-            if graph:
-                stack.enter_context(tangents_cut())
-            if graph and self._blocks:
-                stack.enter_context(recomputed(self.network, self._blocks))
-            stack.enter_context(hooks_see_sums(self.network))
-            try:
-                result = called_with(self.network, weights, args, kwargs)
-            except NotImplementedError as error:
-                reason = str(error).split("\n")[0]
-                raise MergescopeError(
-                    f"{type(self.network).__name__} can't be linearised: one of its operations has no forward-mode "
-                    f"derivative ({reason}) Choose another implementation of it in the network's configuration."
-                ) from error
-            return sums_of(result, strict=type(self.network).__name__)
+        thetas = [
+            (value, self.origin[name])
+            for name, value in self.network.named_parameters()
+            if name in self.origin
+        ]
+        statistics = {
+            id(value): self.origin[name]
+            for name, value in _statistics(self.network).items()
+            if name in self.origin
+        }
+        found = Collected()
+        hooks = HookCalls(self.network, found)
+        kept: list[Any] = []
+
+        def run(*weights: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+            swaps = statistics | {
+                id(theta): weight for (theta, _), weight in zip(thetas, weights, strict=True)
+            }
+            with ExitStack() as stack:
+                stack.enter_context(hooks.held_back())
+                if graph:
+                    stack.enter_context(tangents_cut())
+                    stack.enter_context(recomputed(self.network, self._blocks))
+                result = called_with(self.network, swaps, args, kwargs)
+            kept.append(found.take(result, strict=type(self.network).__name__))
+            return found.duals, found.constants
+
+        anchored = [
+            Anchored.apply(theta, origin) if graph and theta.requires_grad else origin
+            for theta, origin in thetas
+        ]
+        taus = [theta.detach() - origin for theta, origin in thetas]
+        try:
+            with differentiable_kernels():
+                found.finish(*torch.func.jvp(run, tuple(anchored), tuple(taus), has_aux=True))
+        except RuntimeError as error:
+            if not isinstance(error, NotImplementedError) and "autograd.Function" not in str(error):
+                raise
+            reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
+            raise MergescopeError(
+                f"{type(self.network).__name__} can't be linearised, since one of its operations has no forward-mode "
+                f"derivative: {reason}. Choose another implementation of it in the network's configuration."
+            ) from error
+        hooks.make()
+        return found.put(kept[0])
 
     def train(self, mode: bool = True) -> Linearized:
         """Set the wrapper's flag; the network stays in evaluation mode.
@@ -244,25 +259,23 @@ class Linearized(nn.Module):
         self.origin = {name: fn(value) for name, value in self.origin.items()}
         return self
 
-    def _weights(self, graph: bool) -> dict[int, torch.Tensor]:
-        found = {id(value): self.origin[name] for name, value in _statistics(self.network).items() if name in self.origin}
-        for name, theta in self.network.named_parameters():
-            origin = self.origin.get(name)
-            if origin is not None:
-                primal = Anchored.apply(theta, origin) if graph and theta.requires_grad else origin
-                found[id(theta)] = forward_ad.make_dual(primal, theta.detach() - origin)
-        return found
-
     def _checked(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         name = type(self.network).__name__
-        if kwargs.get("labels") is not None:
-            raise MergescopeError(
-                f"labels= makes {name} return a loss, which would be linearised as well. Leave labels out, and "
-                "compute the loss from the logits."
-            )
+        labels = kwargs.get("labels")
+        if labels is not None:
+            shift: Any = getattr(self.network, "prepare_decoder_input_ids_from_labels", None)
+            if shift is None:
+                raise MergescopeError(
+                    f"labels= makes {name} return a loss, which would be linearised as well. Leave labels out, and "
+                    "compute the loss from the logits."
+                )
+            given = {key: value for key, value in kwargs.items() if key != "labels"}
+            kwargs = {"decoder_input_ids": shift(labels=labels), **given}
         if self._caches:
             if kwargs.get("use_cache") or kwargs.get("past_key_values") is not None:
-                raise MergescopeError(f"A linearised {name} keeps no cache. Leave use_cache and past_key_values out.")
+                raise MergescopeError(
+                    f"A linearised {name} keeps no cache. Leave use_cache and past_key_values out."
+                )
             kwargs = {**kwargs, "use_cache": False}
         busy = next((place for place, module in self.network.named_modules() if module.training), None)
         if busy is not None:
@@ -274,7 +287,9 @@ class Linearized(nn.Module):
         return kwargs
 
 
-def linearized_network(network: nn.Module, base: Point | TensorSource, fixed: Collection[str] = ()) -> Linearized:
+def linearized_network(
+    network: nn.Module, base: Point | TensorSource, fixed: Collection[str] = ()
+) -> Linearized:
     """The network in which [`trace`][mergescope.trace] evaluates points linearised around a base.
 
     Features and outputs of all points are then affine in the weights.
@@ -350,42 +365,3 @@ def require_origin(point: Point | TensorSource, base: Point | TensorSource) -> N
 def _statistics(network: nn.Module) -> dict[str, torch.Tensor]:
     entries = network.state_dict(keep_vars=True)  # without buffers that follow from the configuration
     return {name: value for name, value in network.named_buffers() if name in entries}
-
-
-def _differentiable(network: nn.Module) -> list[str]:
-    """Replace what has no forward-mode derivative; what is left to do is done at each forward pass."""
-    configs = [getattr(module, "config", None) for module in network.modules()]
-    attention = {getattr(config, "_attn_implementation", None) for config in configs}
-    experts = {getattr(config, "_experts_implementation", None) for config in configs} - {None, "eager"}
-    notes = []
-    replaced = sorted(kind for kind in attention if kind not in CALLED)
-    if replaced:
-        _each(network, "set_attn_implementation")
-        notes.append(
-            f"attention runs as 'eager', not {', '.join(map(repr, replaced))}: its kernel has no forward-mode derivative"
-        )
-    if "sdpa" in attention or (attention == {None} and _attends(network)):
-        notes.append(
-            "attention runs torch's MATH kernel: the fused kernels of scaled_dot_product_attention have no "
-            "forward-mode derivative"
-        )
-    if experts:
-        _each(network, "set_experts_implementation")
-        notes.append(
-            f"experts run as 'eager', not {', '.join(map(repr, sorted(experts)))}: grouped matrix products have no "
-            "forward-mode derivative"
-        )
-    return notes
-
-
-def _each(network: nn.Module, method: str) -> None:
-    for module in network.modules():
-        if hasattr(module, method):
-            getattr(module, method)("eager")
-
-
-def _attends(network: nn.Module) -> bool:
-    try:
-        return bool(attention_stems(network))
-    except LayerError:
-        return False

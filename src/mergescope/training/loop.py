@@ -182,6 +182,7 @@ def train(
     classes: Sequence[int] | None = None,
     evaluation: TrainingData | None = None,
     runner: Runner | None = None,
+    like: nn.Module | None = None,
     state: Path | None = None,
     key: str = "",
     on_best: Callable[[], None] | None = None,
@@ -204,6 +205,7 @@ def train(
         classes: the task's classes; the loss is over these logits only (one shared head).
         evaluation: held-out samples.
         runner: an ``accelerate.Accelerator`` that has prepared the model, or None.
+        like: the network inside, if the model is a wrapper; says how batches are passed to it.
         state: file of the state to go on from; saved every ``recipe.save_every`` steps.
         key: what is trained on what; a state of another key is refused.
         on_best: called after an evaluation that is the best so far.
@@ -224,7 +226,7 @@ def train(
     if not parameters:
         raise MergescopeError("There is nothing to train: no parameter may change.")
     runner = runner or OneProcess(parameters[0].device)
-    run = _Run(model, data, recipe, seed, parameters, classes, evaluation, runner, state, key)
+    run = _Run(model, data, recipe, seed, parameters, classes, evaluation, runner, like or model, state, key)
     with torch.random.fork_rng(), _training_mode(model, parameters):
         torch.manual_seed(seed)
         run.resume()
@@ -257,13 +259,14 @@ class _Run:
         classes: Sequence[int] | None,
         evaluation: TrainingData | None,
         runner: Runner,
+        like: nn.Module,
         state: Path | None,
         key: str,
     ) -> None:
         self.model, self.data, self.recipe, self.parameters = model, data, recipe, parameters
         self.evaluation, self.runner, self.state, self.key = evaluation, runner, state, key
-        self.objective = Objective(_unwrapped(model), classes, recipe.label_smoothing)
-        self.measured = Objective(_unwrapped(model), classes)
+        self.objective = Objective(like, classes, recipe.label_smoothing)
+        self.measured = Objective(like, classes)
         self.optimizer = runner.prepare(_optimizer(parameters, recipe))
         self.generator = torch.Generator().manual_seed(seed)
         self.total = recipe.total_steps(len(data))

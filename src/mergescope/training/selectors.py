@@ -54,7 +54,9 @@ PROJECTIONS: tuple[Projections, ...] = (
     # An attention module belongs to the first line of which it has every projection.
     _separate("GPT-2 cross-attention", "q_attn", "c_attn", "c_attn", "c_proj"),
     _packed("GPT-2", "c_attn", "c_proj"),
-    _separate("CLIP, SigLIP, BART, OPT, Whisper, GPT-J, mergescope ViT", "q_proj", "k_proj", "v_proj", "out_proj"),
+    _separate(
+        "CLIP, SigLIP, BART, OPT, Whisper, GPT-J, mergescope ViT", "q_proj", "k_proj", "v_proj", "out_proj"
+    ),
     _separate("Llama, Qwen, Mistral, Gemma, ViT (transformers 5)", "q_proj", "k_proj", "v_proj", "o_proj"),
     _separate("Phi", "q_proj", "k_proj", "v_proj", "dense"),
     _separate("BERT, RoBERTa, ELECTRA, ViT (transformers 4)", "query", "key", "value", "output.dense"),
@@ -274,7 +276,7 @@ def _blocks(model: nn.Module) -> tuple[str, ...]:
 
 
 def _attention_of(stem: str) -> str | None:
-    """The attention module around a stem: the outermost one within its block."""
+    # The outermost one within its block.
     segments = stem.split(".")
     numbers = [place for place, segment in enumerate(segments[:-1]) if segment.isdigit()]
     for place in range(numbers[-1] + 1 if numbers else 0, len(segments) - 1):
@@ -289,7 +291,11 @@ def _ends(stem: str, module: str, end: str) -> bool:
 
 def _line(module: str, held: Sequence[str]) -> Projections | None:
     return next(
-        (line for line in PROJECTIONS if all(any(_ends(stem, module, end) for stem in held) for end in line.ends)),
+        (
+            line
+            for line in PROJECTIONS
+            if all(any(_ends(stem, module, end) for stem in held) for end in line.ends)
+        ),
         None,
     )
 
@@ -311,7 +317,9 @@ def _by_patterns(model: nn.Module, stems: Sequence[str], patterns: Sequence[str]
         test = re.compile(r"(?:.*\.)?" + re.escape(pattern).replace(r"\*", "[^.]*"))
         held = {stem for stem in stems if test.fullmatch(stem)}
         if not held:
-            tails = {".".join(stem.split(".")[start:]) for stem in stems for start in range(stem.count(".") + 1)}
+            tails = {
+                ".".join(stem.split(".")[start:]) for stem in stems for start in range(stem.count(".") + 1)
+            }
             raise LayerError(
                 f"The pattern {pattern!r} matches no weight of {type(model).__name__}."
                 f"{did_you_mean(pattern, sorted(tails))} Its weights include {_sample(stems)}."

@@ -1,15 +1,15 @@
 """Running a network on dual tensors: a value at th_0 with its derivative along a task vector.
 
-A dual tensor of [`torch.autograd.forward_ad`][] is ``(f, df)``. Only ``f`` carries a graph for the
-backward pass: the gradient of ``f + df`` with respect to theta is ``J(x; th_0)^T``, the ordinary
-gradient of ``f``, so the graph that torch would record for ``df`` is cut off after every module.
+A dual tensor is ``(f, df)``. Only ``f`` carries a graph for the backward pass: the gradient of
+``f + df`` with respect to theta is ``J(x; th_0)^T``, the ordinary gradient of ``f``, so the graph
+that torch would record for ``df`` is cut off after every module, and ``df`` is freed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +19,8 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 
 from mergescope.errors import LayerError
 
@@ -33,11 +32,10 @@ class Anchored(torch.autograd.Function):
     """th_0 in value, theta for the gradient: ``d(f + J tau) / d theta = J = df / d th_0``."""
 
     @staticmethod
-    def forward(ctx: Any, theta: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
+    def forward(theta: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
         """Take the value of th_0.
 
         Args:
-            ctx: not used.
             theta: the parameter that is trained.
             origin: its value at th_0.
 
@@ -45,6 +43,16 @@ class Anchored(torch.autograd.Function):
             ``origin``.
         """
         return origin.view_as(origin)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        """Keep nothing.
+
+        Args:
+            ctx: not used.
+            inputs: not used.
+            output: not used.
+        """
 
     @staticmethod
     @once_differentiable  # the second derivative of a linear model is zero, not that of f at th_0
@@ -77,6 +85,11 @@ def called_with(
 
     Returns:
         What the module returns.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> called_with(layer, {id(layer.weight): torch.tensor([[2.0]])}, (torch.tensor([3.0]),), {})
+        tensor([6.])
     """
     places = {
         f"{prefix}.{name}".lstrip("."): values[id(entry)]
@@ -88,73 +101,189 @@ def called_with(
     return functional_call(module, places, args, dict(kwargs), tie_weights=False)
 
 
-def sum_of(value: torch.Tensor) -> torch.Tensor:
-    """``f + df`` of a dual tensor; any other is returned as it is.
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a tensor was.
 
-    Args:
-        value: a tensor.
-
-    Returns:
-        A plain tensor, with the graph of ``f``.
+    Attributes:
+        index: which one.
+        moves: whether it depends on the weights.
     """
-    primal, tangent = forward_ad.unpack_dual(value)
-    return value if tangent is None else primal + tangent.detach()
+
+    index: int
+    moves: bool
 
 
-def sums_of(values: Any, strict: str = "") -> Any:
-    """``f + df`` of all tensors in a structure.
+class Collected:
+    """Structures of tensors on their way out of ``torch.func.jvp(..., has_aux=True)``.
+
+    Attributes:
+        duals: tensors that depend on the weights.
+        constants: tensors that don't.
+
+    Example:
+        >>> found = Collected()
+        >>> def square(x):
+        ...     kept = found.take({"y": x * x, "n": 1}); return found.duals, found.constants
+        >>> found.finish(*torch.func.jvp(square, (torch.tensor(3.0),), (torch.tensor(1.0),), has_aux=True))
+        >>> found.put({"y": Place(0, True), "n": 1})
+        {'y': tensor(15.), 'n': 1}
+    """
+
+    def __init__(self) -> None:
+        self.duals: list[torch.Tensor] = []
+        self.constants: list[torch.Tensor] = []
+
+    def take(self, value: Any, *, strict: str = "", copy: bool = False) -> Any:
+        """Collect the tensors of a structure.
+
+        Args:
+            value: a tensor, or tuples, lists, mappings, ModelOutputs, dataclasses of them.
+            strict: if given, what returned the value; then nothing is let pass that might hide a tensor.
+            copy: copy what depends on the weights: later layers may work in place on it.
+
+        Returns:
+            The structure with a [`Place`][] for each tensor.
+
+        Raises:
+            LayerError: there is an object that can't be looked into, and ``strict``.
+        """  # noqa: DOC502 (raised by what this calls)
+
+        def place(leaf: torch.Tensor) -> Place:
+            moves = forward_ad.unpack_dual(leaf).tangent is not None
+            held = self.duals if moves else self.constants
+            held.append(leaf.clone() if copy and moves else leaf)
+            return Place(len(held) - 1, moves)
+
+        return mapped(value, place, strict)
+
+    def finish(
+        self, values: list[torch.Tensor], tangents: list[torch.Tensor], constants: list[torch.Tensor]
+    ) -> None:
+        """Replace what was collected by what came out: ``f + df``, with the graph of ``f``.
+
+        Args:
+            values: ``f``.
+            tangents: ``df``.
+            constants: tensors that don't depend on the weights.
+        """
+        self.duals = [value + tangent.detach() for value, tangent in zip(values, tangents, strict=True)]
+        self.constants = list(constants)
+
+    def put(self, kept: Any) -> Any:
+        """Fill a structure.
+
+        Args:
+            kept: with places.
+
+        Returns:
+            The structure with tensors.
+        """
+
+        def fill(leaf: Any) -> Any:
+            if not isinstance(leaf, Place):
+                return leaf
+            return (self.duals if leaf.moves else self.constants)[leaf.index]
+
+        return mapped(kept, fill)
+
+
+def mapped(value: Any, change: Callable[[Any], Any], strict: str = "") -> Any:
+    """A structure with its leaves changed.
 
     Args:
-        values: a tensor, or tuples, lists, mappings, ModelOutputs, dataclasses of them.
-        strict: if given, what returned the values; then nothing is left that might hide a dual tensor.
+        value: a leaf, or tuples, lists, mappings, ModelOutputs, dataclasses, namespaces of them.
+        change: what becomes of each tensor and place.
+        strict: if given, what returned the value.
 
     Returns:
         The same structure.
 
     Raises:
         LayerError: there is an object that can't be looked into, and ``strict``.
-    """
+    """  # noqa: DOC502 (raised within)
 
-    def each(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return sum_of(value)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            held = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-            return dataclasses.replace(value, **{name: sums_of(item, strict) for name, item in held.items()})
-        if isinstance(value, SimpleNamespace):
-            return SimpleNamespace(**{name: sums_of(item, strict) for name, item in vars(value).items()})
-        if strict and not isinstance(value, PLAIN):
+    def each(leaf: Any) -> Any:
+        if isinstance(leaf, (torch.Tensor, Place)):
+            return change(leaf)
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            held = {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf) if field.init}
+            return dataclasses.replace(
+                leaf, **{name: mapped(item, change, strict) for name, item in held.items()}
+            )
+        if isinstance(leaf, SimpleNamespace):
+            return SimpleNamespace(**{
+                name: mapped(item, change, strict) for name, item in vars(leaf).items()
+            })
+        if strict and not isinstance(leaf, PLAIN):
             raise LayerError(
-                f"{strict} returns a {type(value).__name__}, whose tensors can't be linearised. Return tensors in "
+                f"{strict} returns a {type(leaf).__name__}, whose tensors can't be linearised. Return tensors in "
                 "tuples, mappings, dataclasses or ModelOutputs."
             )
-        return value
+        return leaf
 
-    return tree_map(each, values)
+    return tree_map(each, value)
 
 
-@contextmanager
-def differentiable_kernels() -> Iterator[None]:
-    """Have attention computed by operations that have a forward-mode derivative.
+class HookCalls:
+    """The calls of hooks that others put on modules, made later with ``f + df``.
 
-    torch's fused kernels behind ``F.scaled_dot_product_attention``, and the fast path of
-    ``nn.MultiheadAttention``, have none.
+    Hooks that transformers uses to collect hidden states are not among them: it may compute with
+    those.
 
-    Yields:
-        Nothing.
+    Args:
+        network: the network.
+        collected: where tensors go.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
+
+    def __init__(self, network: nn.Module, collected: Collected) -> None:
+        kinds = ("_forward_pre_hooks", "_forward_hooks")
+        held = [(module, kind, getattr(module, kind)) for module in network.modules() for kind in kinds]
+        self.tables = [(module, kind, hooks) for module, kind, hooks in held if hooks]
+        self.collected = collected
+        self.calls: list[tuple[Callable[..., Any], nn.Module, Any]] = []
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Record calls in place of making them.
+
+        Yields:
+            Nothing.
+        """
+        try:
+            for module, kind, hooks in self.tables:
+                setattr(module, kind, OrderedDict((key, self._recorder(hook)) for key, hook in hooks.items()))
             yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+        finally:
+            for module, kind, hooks in self.tables:
+                setattr(module, kind, hooks)
+
+    def make(self) -> None:
+        """Make the calls, in the order in which they would have been made.
+
+        Raises:
+            LayerError: a hook wants to change what it is given.
+        """
+        for hook, module, kept in self.calls:
+            if hook(module, *self.collected.put(kept)) is not None:
+                raise LayerError(
+                    f"A hook on {type(module).__name__} changes what it is given, which a linearised network does "
+                    "not allow: its layers are linearised together. Remove the hook, or return None from it."
+                )
+
+    def _recorder(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        if getattr(hook, "__module__", "").startswith("transformers."):
+            return hook
+
+        def record(module: nn.Module, *values: Any) -> None:
+            self.calls.append((hook, module, self.collected.take(values, copy=True)))
+
+        return record
 
 
 @contextmanager
 def tangents_cut() -> Iterator[None]:
-    """Take the graph off the tangents in what every module returns, so that they are freed at once.
+    """Take the graph off the tangents in what every module returns.
 
     Yields:
         Nothing.
@@ -174,151 +303,3 @@ def tangents_cut() -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-@contextmanager
-def hooks_see_sums(network: nn.Module) -> Iterator[None]:
-    """Give the hooks that others put on modules ``f + df`` in place of dual tensors.
-
-    Hooks that transformers uses to collect hidden states stay inside: it may compute with those.
-
-    Args:
-        network: the network.
-
-    Yields:
-        Nothing.
-    """
-    kinds = ("_forward_pre_hooks", "_forward_hooks")
-    kept = [(module, kind, getattr(module, kind)) for module in network.modules() for kind in kinds]
-    kept = [(module, kind, hooks) for module, kind, hooks in kept if hooks]
-    try:
-        for module, kind, hooks in kept:
-            setattr(module, kind, OrderedDict((key, _outside(hook)) for key, hook in hooks.items()))
-        yield
-    finally:
-        for module, kind, hooks in kept:
-            setattr(module, kind, hooks)
-
-
-def _outside(hook: Callable[..., Any]) -> Callable[..., Any]:
-    if getattr(hook, "__module__", "").startswith("transformers."):
-        return hook
-
-    def seen(module: nn.Module, *values: Any) -> None:
-        if hook(module, *sums_of(values)) is not None:
-            raise LayerError(
-                f"A hook on {type(module).__name__} changes what it is given, which a linearised network does not "
-                "allow: its layers are linearised together. Remove the hook, or return None from it."
-            )
-
-    return seen
-
-
-@contextmanager
-def recomputed(network: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
-    """Gradient checkpointing: keep the inputs of blocks, and run them again in the backward pass.
-
-    The second run is an ordinary forward pass at th_0, without tangents.
-
-    Args:
-        network: the network.
-        blocks: names of its blocks.
-
-    Yields:
-        Nothing.
-    """
-    modules = [network.get_submodule(name) for name in blocks]
-    for module in modules:
-        module.__dict__["forward"] = _Block(module)
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.__dict__["forward"]
-
-
-class _Block:
-    def __init__(self, module: nn.Module) -> None:
-        self.module, self.inner = module, module.forward
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        leaves, structure = tree_flatten((args, kwargs))
-        places = [
-            place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
-        ]
-        parameters = list(self.module.parameters())  # dual tensors now, those of theta in the backward pass
-        names = [name for name, _ in self.module.named_parameters()]
-        duals = [*(leaves[place] for place in places), *parameters]
-        # Dead tensors once the level ends: only values are kept.
-        rest = [None if place in places else leaf for place, leaf in enumerate(leaves)]
-
-        def again(values: Sequence[torch.Tensor]) -> list[Any]:
-            filled = list(rest)
-            for place, value in zip(places, values, strict=False):
-                filled[place] = value
-            inputs, named = tree_unflatten(filled, structure)
-            own = dict(self.module.named_parameters())
-            weights = {id(own[name]): value for name, value in zip(names, values[len(places) :], strict=True)}
-            return tree_flatten(called_with(self.module, weights, inputs, named))[0]
-
-        run = _Run(lambda: self.inner(*args, **kwargs), again)
-        outputs = _Recomputed.apply(run, *(forward_ad.unpack_dual(dual).primal for dual in duals))
-        values = [
-            forward_ad.make_dual(output, tangent) if tangent is not None else output
-            for output, tangent in zip(outputs, run.tangents, strict=True)
-        ]
-        return tree_unflatten([values.pop(0) if there else leaf for leaf, there in run.leaves], run.structure)
-
-
-class _Run:
-    def __init__(self, first: Callable[[], Any], again: Callable[[Sequence[torch.Tensor]], list[Any]]) -> None:
-        self.again = again
-        self.first: Callable[[], Any] | None = first
-        self.tangents: list[torch.Tensor | None] = []
-        self.leaves: list[tuple[Any, bool]] = []
-        self.structure: Any = None
-
-    def primals(self) -> tuple[torch.Tensor, ...]:
-        assert self.first is not None
-        leaves, self.structure = tree_flatten(self.first())
-        self.first = None  # it holds the dual tensors
-        there = [isinstance(leaf, torch.Tensor) and leaf.is_floating_point() for leaf in leaves]
-        self.leaves = [(None if is_value else leaf, is_value) for leaf, is_value in zip(leaves, there, strict=True)]
-        pairs = [forward_ad.unpack_dual(leaf) for leaf, is_value in zip(leaves, there, strict=True) if is_value]
-        self.tangents = [pair.tangent for pair in pairs]
-        return tuple(pair.primal.clone() for pair in pairs)
-
-
-class _Recomputed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, run: _Run, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        ctx.run = run
-        ctx.save_for_backward(*values)
-        kind = values[0].device.type
-        ctx.autocast = {
-            "device_type": kind,
-            "enabled": torch.is_autocast_enabled(kind),
-            "dtype": torch.get_autocast_dtype(kind),
-        }
-        return run.primals()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        needed = ctx.needs_input_grad[1:]
-        values = [value.detach().requires_grad_(need) for value, need in zip(ctx.saved_tensors, needed, strict=True)]
-        with torch.enable_grad(), torch.autocast(**ctx.autocast):
-            leaves = ctx.run.again(values)
-        outputs = [leaf for leaf, (_, there) in zip(leaves, ctx.run.leaves, strict=True) if there]
-        pairs = [
-            (output, gradient)
-            for output, gradient in zip(outputs, gradients, strict=True)
-            if output.requires_grad and gradient is not None
-        ]
-        wanted = [value for value in values if value.requires_grad]
-        found = iter(
-            torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True)
-            if pairs
-            else [None] * len(wanted)
-        )
-        return (None, *(next(found) if need else None for need in needed))

@@ -21,8 +21,11 @@ from mergescope.weights.checkpoint import Checkpoint
 from mergescope.weights.files import ADAPTER_CONFIG
 from mergescope.weights.point import TensorSpec
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-"""Files that show that a directory has a tokenizer of its own."""
+VOCABULARY_FILES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
+    "tekken.json",
+)  # fmt: skip
+"""Files that hold a tokenizer's vocabulary, any of which shows that a directory has one of its own."""
 
 _CONV1D_TYPES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _CONV1D_NAMES = ("c_attn", "c_proj", "c_fc", "q_attn")
@@ -78,7 +81,7 @@ class LoraCheckpoint(Checkpoint):
     def tokenizer_directory(self) -> Path | None:
         """Where the tokenizer is: with the adapter if it brings one, else with the base."""
         own = self.adapter.directory
-        return own if any((own / name).is_file() for name in TOKENIZER_FILES) else self.directory
+        return own if any((own / name).is_file() for name in VOCABULARY_FILES) else self.directory
 
     @property
     def config(self) -> dict[str, Any] | None:

@@ -79,6 +79,9 @@ class Selection:
         if check is not None:
             check()
 
+    def __reduce__(self) -> tuple[type[Selection], tuple[Any, ...]]:
+        return Selection, (self.source, self.names, self.name)  # a mapping proxy can't be pickled
+
     def __sub__(self, other: Any) -> Point:
         return Point.of(self) - other
 

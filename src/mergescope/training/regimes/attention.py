@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mergescope.errors import LayerError, MergescopeError
-from mergescope.training.regimes.regime import Limits, full_state, let_change
+from mergescope.training.regimes.protocol import Limits, full_state, let_change
 from mergescope.training.selectors import attention_stems, linear_stems, with_stems
 
 PARADIGMS = {
@@ -50,7 +50,9 @@ class Attention:
     patterns: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        listed = isinstance(self.patterns, (list, tuple)) and all(isinstance(each, str) for each in self.patterns)
+        listed = isinstance(self.patterns, (list, tuple)) and all(
+            isinstance(each, str) for each in self.patterns
+        )
         if not listed:
             raise MergescopeError(f"patterns must be a list of names, got {self.patterns!r}.")
         if self.patterns and self.paradigm > 2:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mergescope.training.regimes.regime import Limits, full_state, let_change
+from mergescope.training.regimes.protocol import Limits, full_state, let_change
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Full:
         Returns:
             The network.
         """
-        let_change(model, self.limits.apply(model, [name for name, _ in model.named_parameters()]), only=False)
+        let_change(
+            model, self.limits.apply(model, [name for name, _ in model.named_parameters()]), only=False
+        )
         return model
 
     def state(self, trained: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,0 +1,85 @@
+"""Kernels that have a forward-mode derivative, in place of those that have none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mergescope.errors import LayerError
+from mergescope.training.selectors import attention_stems
+
+CALLED = frozenset({"eager", "sdpa", None})
+"""Attention implementations of transformers that can be differentiated, the second with another kernel."""
+
+
+@contextmanager
+def differentiable_kernels() -> Iterator[None]:
+    """Have attention computed by operations that have a forward-mode derivative.
+
+    torch's fused kernels behind ``F.scaled_dot_product_attention``, and the fast path of
+    ``nn.MultiheadAttention``, have none.
+
+    Yields:
+        Nothing.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def make_differentiable(network: nn.Module) -> list[str]:
+    """Replace what a network computes by kernels without a forward-mode derivative.
+
+    Args:
+        network: the network; the implementations of a transformers network are changed in place.
+
+    Returns:
+        What was, or is at each forward pass, replaced, and why.
+
+    Example:
+        >>> from mergescope import MLP
+        >>> make_differentiable(MLP())
+        []
+    """
+    configs = [getattr(module, "config", None) for module in network.modules()]
+    attention: set[Any] = {getattr(config, "_attn_implementation", None) for config in configs}
+    experts: set[Any] = {getattr(config, "_experts_implementation", None) for config in configs}
+    notes = []
+    replaced = ", ".join(map(repr, sorted(attention - CALLED)))
+    if replaced:
+        _each(network, "set_attn_implementation")
+        notes.append(
+            f"attention runs as 'eager', not {replaced}, whose kernel has no forward-mode derivative"
+        )
+    if "sdpa" in attention or (attention == {None} and _attends(network)):
+        notes.append(
+            "attention runs torch's MATH kernel: the fused kernels of scaled_dot_product_attention have no "
+            "forward-mode derivative"
+        )
+    replaced = ", ".join(map(repr, sorted(experts - {"eager", None})))
+    if replaced:
+        _each(network, "set_experts_implementation")
+        notes.append(f"experts run as 'eager', not {replaced}, whose kernel has no forward-mode derivative")
+    return notes
+
+
+def _each(network: nn.Module, method: str) -> None:
+    for module in network.modules():
+        if hasattr(module, method):
+            getattr(module, method)("eager")
+
+
+def _attends(network: nn.Module) -> bool:
+    try:
+        return bool(attention_stems(network))
+    except LayerError:
+        return False

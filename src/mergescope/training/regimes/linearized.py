@@ -1,0 +1,98 @@
+"""Linearised fine-tuning: the tangent model at the pretrained weights (TANGENT)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mergescope.errors import MergescopeError
+from mergescope.training.linearized import Linearized
+from mergescope.training.regimes.protocol import Limits, full_state, let_change, require_type
+from mergescope.weights import Checkpoint
+
+
+@dataclass(frozen=True)
+class LinearizedRegime:
+    """Train theta in ``f(x; th_0) + J(x; th_0) (theta - th_0)`` (TANGENT; equations.md 4).
+
+    th_0 is what the network holds when it is prepared, throughout. The checkpoint is an ordinary one
+    of theta, whose header says ``linearized: true`` and around which base.
+
+    Args:
+        limits: what is decided outside.
+        checkpointing: recompute blocks in the backward pass in place of keeping their activations.
+
+    Example:
+        >>> from mergescope import MLP
+        >>> trained = LinearizedRegime(Limits(frozen=("head",))).prepare(MLP((4, 3, 2)))
+        >>> trained.affine, [name for name, p in trained.named_parameters() if p.requires_grad]
+        (True, ['blocks.0.0.weight', 'blocks.0.0.bias'])
+    """
+
+    limits: Limits
+    checkpointing: bool = False
+    name: str = "linearized"
+    _origin: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        require_type("checkpointing", self.checkpointing, bool, "True or False")
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Wrap the network; all parameters but the frozen ones may change.
+
+        Args:
+            model: the network, at the pretrained weights.
+
+        Returns:
+            The linearised network.
+        """
+        let_change(
+            model, self.limits.apply(model, [name for name, _ in model.named_parameters()]), only=False
+        )
+        wrapped = Linearized(model, checkpointing=self.checkpointing)
+        digest = self.limits.base_digest
+        if digest is None and not any(value.is_meta for value in wrapped.origin.values()):
+            digest = Checkpoint(model.state_dict(), name="th_0").digest
+        if digest is not None:
+            self._origin["digest"] = digest
+        return wrapped
+
+    def state(self, trained: nn.Module) -> dict[str, torch.Tensor]:
+        """Theta, as an ordinary checkpoint of the network.
+
+        Args:
+            trained: the linearised network.
+
+        Returns:
+            The network's state dict.
+        """
+        return full_state(trained)
+
+    def metadata(self) -> dict[str, str]:
+        """That the model is linearised, and around which base.
+
+        Returns:
+            Header entries. The digest is that of the base's checkpoint if it was given, else of the
+            network's state dict when it was prepared.
+
+        Raises:
+            MergescopeError: nothing has been prepared, and no digest was given.
+        """
+        digest = self.limits.base_digest or self._origin.get("digest")
+        if digest is None:
+            raise MergescopeError(
+                "A linearised checkpoint names the base that it is linearised around, which is not known yet. "
+                "Call prepare(model) first, or pass base_digest= (Checkpoint.digest of the base)."
+            )
+        return {"regime": self.name, "linearized": "true", "base_digest": digest}
+
+    def extra_files(self, trained: nn.Module, folder: Path) -> None:
+        """Nothing is written: th_0 is the base's checkpoint.
+
+        Args:
+            trained: the linearised network.
+            folder: the checkpoint's directory.
+        """
