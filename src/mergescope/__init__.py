@@ -19,6 +19,8 @@ _HOME = {
         "ViT",
         "empty_model",
         "find_layers",
+        "layer_choice",
+        "load_gguf",
         "load_model",
         "load_weights",
         "reestimate_batchnorm",

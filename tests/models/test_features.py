@@ -291,3 +291,29 @@ def test_a_first_token_is_a_class_of_an_encoder_decoder():
         for text, label, loss in zip(some, (7, 8), got, strict=True):
             expected = net(**alone(text), labels=torch.tensor([[label]])).loss
             np.testing.assert_allclose(loss, float(expected), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "width"), [("BartForSequenceClassification", 3), ("LlamaForTokenClassification", 3)]
+)
+def test_networks_of_writing_families_that_judge_texts(kind, width):
+    transformers = pytest.importorskip("transformers")
+    small = {"vocab_size": 30, "num_labels": 3, "pad_token_id": 1, "eos_token_id": 2}
+    if kind.startswith("Bart"):
+        sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+        config = transformers.BartConfig(
+            **small, **sizes, decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24
+        )
+    else:
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+        config = transformers.LlamaConfig(**small, **sizes)
+    network = getattr(transformers, kind)(config).eval()
+    inputs = {
+        "input_ids": torch.tensor([[5, 6, 2], [7, 8, 2]]),
+        "attention_mask": torch.ones(2, 3, dtype=torch.long),
+    }
+    features = Features.of(network)
+    with torch.no_grad():
+        result = features.call(network, inputs)
+        assert torch.equal(result.logits, network(**inputs, use_cache=False).logits)
+    assert features.output(result, inputs, None).shape == (2, width)

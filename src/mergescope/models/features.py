@@ -45,6 +45,10 @@ DEFAULT = {"plain": "all", "image": "all", "encoder": "all", "decoder": "last", 
 """What ``auto`` means for each kind of model."""
 
 
+_JUDGES = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+"""Ends of names of networks that judge a text, although their family writes texts."""
+
+
 @dataclass(frozen=True)
 class NextTokens:
     """What a causal language model says about the tokens of a batch, without the logits.
@@ -71,6 +75,7 @@ class Features:
             (causal language model) or ``"encoder-decoder"``.
         choice: one of [`CHOICES`][], not ``auto``.
         start: token that an encoder-decoder's decoder begins with.
+        writes: whether a decoder's logits are of next tokens; not if the network judges texts.
 
     Example:
         >>> features = Features("encoder", "mean")
@@ -82,6 +87,7 @@ class Features:
     kind: str = "plain"
     choice: str = "all"
     start: int | None = None
+    writes: bool = True
 
     @classmethod
     def of(cls, model: nn.Module, choice: str = "auto") -> Features:
@@ -109,7 +115,8 @@ class Features:
             start = getattr(config, "decoder_start_token_id", None)
             if start is None:
                 start = getattr(config, "pad_token_id", None) or 0
-        return cls(kind, DEFAULT[kind] if choice == "auto" else choice, start)
+        writes = not type(model).__name__.endswith(_JUDGES)
+        return cls(kind, DEFAULT[kind] if choice == "auto" else choice, start if writes else None, writes)
 
     def call(self, model: nn.Module, inputs: Any) -> Any:
         """Run the model on a batch: one forward pass, no generation.
@@ -127,7 +134,7 @@ class Features:
                 return call_model(model, inputs)
             inputs = {"input_ids": inputs}
         arguments = {key: value for key, value in inputs.items() if key != TOKEN_MASK}
-        if self.kind == "encoder-decoder" and "decoder_input_ids" not in arguments:
+        if self.kind == "encoder-decoder" and self.writes and "decoder_input_ids" not in arguments:
             ids = arguments["input_ids"]
             arguments["decoder_input_ids"] = ids.new_full((len(ids), 1), self.start or 0)
         if self.kind in ("decoder", "encoder-decoder"):
@@ -224,7 +231,7 @@ class Features:
             DataError: the labels don't fit.
         """  # noqa: DOC502 (raised by what this calls)
         value = feature_of(result, OUTPUT)
-        if self.kind == "decoder" and value.ndim == 3 and hasattr(result, "logits"):
+        if self.kind == "decoder" and self.writes and value.ndim == 3 and hasattr(result, "logits"):
             return self._next_tokens(value, inputs, labels)
         if self.kind == "encoder-decoder" and labels is not None and labels.ndim != 1:
             raise DataError(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import os
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +16,9 @@ from torch import nn
 from mergescope.errors import CheckpointError
 from mergescope.models.architecture import find_gguf
 from mergescope.models.loading import load_model
+from mergescope.models.quiet import quiet_transformers
 from mergescope.weights import Checkpoint
+from mergescope.weights.files import atomic_directory
 
 WHOLE = ("F64", "F32", "F16", "BF16")
 """Types of tensors that are not quantised."""
@@ -55,6 +60,41 @@ def load_gguf(
             places.add(value.data_ptr())
             tensors[key] = value
     return network, Checkpoint(tensors, name=described(path))
+
+
+def dequantise(path: Path, out: Path | None = None) -> Path:
+    """Write a GGUF file as an ordinary directory: dequantised weights, configuration, tokenizer.
+
+    Args:
+        path: the file.
+        out: the directory; by default one in the user's cache, which is used again next time.
+
+    Returns:
+        The directory.
+
+    Raises:
+        CheckpointError: the file can't be read.
+    """  # noqa: DOC502 (raised by what this calls)
+    stat = path.stat()
+    if out is None:
+        key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        out = cache / "mergescope" / "gguf" / key / described(path).replace("/", "-")
+    if out.is_dir():
+        return out
+    network: Any = load_model(path)
+    with atomic_directory(out) as folder, quiet_transformers():
+        # transformers does not save what it read from GGUF: the same network, without that in its configuration.
+        config = copy.deepcopy(network.config)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        plain = type(network)(config)
+        plain.load_state_dict(network.state_dict())
+        plain.save_pretrained(folder)
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(folder)
+    return out
 
 
 def described(path: Path) -> str:

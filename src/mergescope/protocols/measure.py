@@ -32,9 +32,9 @@ class HeldOut:
         model: the network.
         owner: the fine-tune whose task it is; pairs without it are not measured on it. None: all are.
         fixed: the network's own head, where models share their bodies only.
-        classes: the task's classes; other logits are masked (one head that several tasks share).
         logits: whether the network's output is logits of classes or next tokens; found out by its
             class if None.
+        classes: the task's classes; other logits are masked (one head that several tasks share).
     """
 
     name: str
@@ -42,8 +42,8 @@ class HeldOut:
     model: nn.Module
     owner: str | None = None
     fixed: frozenset[str] = frozenset()
-    classes: tuple[int, ...] | None = None
     logits: bool | None = None
+    classes: tuple[int, ...] | None = None
 
     @property
     def predicts(self) -> bool:

@@ -23,11 +23,10 @@ def reason(found: Linearity, local: Linearity | None = None, along: Barrier | No
     Example:
         >>> import torch, mergescope as ms
         >>> net = ms.MLP((2, 3, 2))
-        >>> a, b = (ms.Checkpoint({key: sign * value for key, value in net.state_dict().items()}, name=name)
-        ...         for name, sign in (("a", 1.0), ("b", 1.0)))
-        >>> test = ms.ctl(a, b)
-        >>> reason(ms.linearity(ms.trace(test.points, [torch.ones(4, 2)], net), test)).split(". ")[0]
-        'Lowest cos 1.000 at blocks.0 (baseline 1.000), coef furthest from 1: 1.000 at blocks.0'
+        >>> a, b = (ms.Checkpoint(net.state_dict(), name=name) for name in "ab")
+        >>> traced = ms.trace([a], [torch.ones(4, 2)], net, layers="output")
+        >>> reason(ms.linearity(traced, ms.ctl(a, b))).split(". ")[0]
+        'Lowest cos 1.000 at output (baseline 1.000), coef furthest from 1: 1.000 at output'
     """
     verdict = found.verdict
     evidence = _evidence(found)

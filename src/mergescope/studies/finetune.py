@@ -207,6 +207,8 @@ def _encode(
         raise DataError(f"{base.name} has no directory, so there is no tokenizer or image processor for it.")
     processor = load_processor(base.directory, kind_of_model(network))
     label = tune.label_column or next((c for c in ("label", "labels") if c in table.column_names), None)
+    if kind_of_model(network) == "decoder":  # learns the next token, whatever columns there are
+        label = None
     names = getattr(table.features[label], "names", None) if label is not None else None
     return encode(
         table, processor, batch_size=tune.recipe.batch, max_length=tune.max_length, text_column=tune.text_column,

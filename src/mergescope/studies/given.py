@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mergescope.errors import DataError, MergescopeError, did_you_mean
 from mergescope.models.features import Features
 from mergescope.models.layers import OUTPUT, find_layers
+from mergescope.models.with_head import WithHead
 from mergescope.protocols.measure import HeldOut, Measurement, Settings, measure, passes
 from mergescope.studies.networks import DTYPES, Networks, build, networks_for
 
@@ -139,18 +140,20 @@ class Given:
         names = sorted(self.models, key=lambda name: name != held.owner)[:2]
         models, base = {name: self.models[name] for name in names}, None if len(names) > 1 else self.base
         first = [next(iter(held.batches))]
-        ways = [HeldOut(held.name, first, model, None, held.fixed, False) for model in (held.model, twin)]
+        ways = [
+            HeldOut(held.name, first, model, fixed=held.fixed, logits=False) for model in (held.model, twin)
+        ]
         one, other = (measure(base, models, [way], settings).pairs[0].middle for way in ways)
         worst = {
-            measure: max(
+            name: max(
                 (
-                    abs(a.measures[measure].mean - b.measures[measure].mean)
+                    abs(a.measures[name].mean - b.measures[name].mean)
                     for a, b in zip(one.layers, other.layers, strict=True)
-                    if a.measures[measure].n and b.measures[measure].n
+                    if a.measures[name].n and b.measures[name].n
                 ),
                 default=0.0,
             )
-            for measure in ("cos", "coef")
+            for name in ("cos", "coef")
         }
         return (
             f"computed in {self.options.dtype}: against float32, on one pair and batch, cos changes by up to "
@@ -252,9 +255,9 @@ def prepare(options: Options, *, calibrate: bool = False) -> Given:
             batches[name],
             found.networks[name],
             owner,
-            found.fixed[name],
-            None if found.outputs else False,
-        )
+            fixed=found.fixed[name],
+            logits=(isinstance(found.networks[name], WithHead) or None) if found.outputs else False,
+        )  # fmt: skip
         for name, owner in owners.items()
     ]
     views = dict(zip((model.name for model in opened), found.models, strict=True))
@@ -270,7 +273,7 @@ def _open(references: Sequence[str]) -> tuple[list[Any], list[str]]:
     from mergescope.merging.check import open_distinct
     from mergescope.weights.references import open_model
 
-    given = [_named(text) for text in references]
+    given = [(name, _dequantised(reference)) for name, reference in map(_named, references)]
     opened = open_distinct([reference for _, reference in given])
     for (name, _), model in zip(given, opened, strict=True):
         model.name = name or model.name
@@ -288,6 +291,15 @@ def _open(references: Sequence[str]) -> tuple[list[Any], list[str]]:
     for name, model in zip(names, opened, strict=True):
         model.name = name
     return opened, [f"the models are stored in different types and read as {_said(wide)} ({said})"]
+
+
+def _dequantised(reference: str) -> str:
+    # A GGUF file as an ordinary directory, kept for the next time.
+    from mergescope.models.architecture import find_gguf
+    from mergescope.models.gguf import dequantise
+
+    path = find_gguf(reference)
+    return reference if path is None else str(dequantise(path))
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -359,7 +371,7 @@ def _data_names(specs: Sequence[str], models: Sequence[str]) -> dict[str, tuple[
 
 def _batches(name: str, spec: str, found: Networks, models: Sequence[Any], data: DataOptions) -> Batches:
     from mergescope.data import encode, load_processor, load_table
-    from mergescope.data.heads import Head
+    from mergescope.data.heads import CLASSES, Head
     from mergescope.models.features import kind_of_model
 
     table = load_table(
@@ -381,8 +393,14 @@ def _batches(name: str, spec: str, found: Networks, models: Sequence[Any], data:
             problem = problem or error
     else:
         raise problem or DataError("None of the models has a directory, so there is no tokenizer.")
+    network = found.networks[name]
     if not found.outputs:
         processor = replace(processor, head=Head())
+    elif isinstance(network, WithHead):
+        classes = network.task_head.classes
+        processor = replace(
+            processor, head=Head(CLASSES, len(classes), {c: i for i, c in enumerate(classes)})
+        )
     try:
         return encode(
             table, processor, batch_size=data.batch_size, max_length=data.max_length, text_column=data.text_column,

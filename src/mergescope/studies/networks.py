@@ -12,7 +12,9 @@ from torch import nn
 from mergescope.errors import LayerError, MismatchError
 from mergescope.models import empty_model, find_layers, load_model
 from mergescope.models.bodies import Body, shared_body
+from mergescope.models.heads import FILE, Head, load_head
 from mergescope.models.loading import matching_keys
+from mergescope.models.with_head import WithHead
 from mergescope.protocols.measure import Settings
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -60,6 +62,9 @@ def networks_for(
     """  # noqa: DOC502 (raised by what this calls)
     if all(_shapes(model) == _shapes(models[0]) for model in models):
         network = build(models[0], settings, dtype)
+        heads = _heads_beside(models, owners)
+        if heads and settings.executor != "streamed":
+            return _with_heads(models, network, heads)
         return Networks(
             models,
             dict.fromkeys(owners, models[0]),
@@ -81,6 +86,32 @@ def networks_for(
                 return _own_heads(models, homes, networks, settings)
             why = "the layers of the models' networks have different names"
     return _one_network(models, list(owners), settings, dtype, why)
+
+
+def _heads_beside(models: Sequence[Any], owners: Mapping[str, str | None]) -> dict[str, tuple[Any, Head]]:
+    # Data name to the model whose task it is and the head that fine-tuning left beside it; all data or none.
+    named = {model.name: model for model in models}
+    homes = {data: named[owner] for data, owner in owners.items() if owner is not None}
+    beside = [home.directory is not None and (home.directory / FILE).is_file() for home in homes.values()]
+    if len(homes) < len(owners) or not all(beside):
+        return {}
+    return {data: (home, load_head(home.directory)) for data, home in homes.items()}
+
+
+def _with_heads(models: Sequence[Any], network: nn.Module, heads: Mapping[str, tuple[Any, Head]]) -> Networks:
+    # One backbone in memory, which points overwrite, under as many heads as there are tasks.
+    place = next(network.parameters())
+    networks = {
+        data: WithHead(network, head).to(place.device, place.dtype).eval()
+        for data, (_, head) in heads.items()
+    }
+    first = next(iter(networks.values()))
+    return Networks(
+        [first.view(model) for model in models],
+        {data: home for data, (home, _) in heads.items()},
+        dict(networks),
+        {data: net.head_entries for data, net in networks.items()},
+    )
 
 
 def build(source: Any, settings: Settings, dtype: str, fixed: Collection[str] = ()) -> nn.Module:

@@ -24,10 +24,20 @@ def run_resident(job: Pass) -> None:
         job: the pass.
     """
     inputs: Any = None
+    index = 0
+    features: dict[str, torch.Tensor] = {}
+    local: dict[str, torch.Tensor] = {}
     units: dict[str, np.ndarray] = {}
+    kept = features
+
+    def keep(layer: str, rows: torch.Tensor) -> torch.Tensor:
+        # One block of memory a layer: a piece a point would lie between what passes leave and fragment it.
+        if layer not in kept:
+            kept[layer] = rows.new_empty((len(job.points), *rows.shape))
+        return kept[layer][index].copy_(rows)
 
     def reduce(layer: str, value: torch.Tensor) -> torch.Tensor:
-        return job.reduce(layer, value, inputs, units)
+        return keep(layer, job.reduce(layer, value, inputs, units))
 
     captured = job.captured
     reference = job.local if captured else None
@@ -37,41 +47,35 @@ def run_resident(job: Pass) -> None:
     modules = dict(job.model.named_modules())
     with capture(job.model, captured, reduce) as caught:
         for inputs, labels in job.batches():
-            units.clear()
-            features: dict[str, dict[int, torch.Tensor]] = {name: {} for name in job.layers}
-            local: dict[str, dict[int, torch.Tensor]] = {name: {} for name in captured}
+            for found in (features, local, units):
+                found.clear()
             outputs: dict[int, torch.Tensor | NextTokens] = {}
             calls: dict[str, Call] = {}
             for index in order:
                 job.load(index)
+                kept = features
                 caught.clear()
-                if index == reference:
-                    with record_calls(job.model, captured) as calls:
-                        result = job.features.call(job.model, inputs)
-                else:
+                with record_calls(job.model, captured if index == reference else []) as recorded:
                     result = job.features.call(job.model, inputs)
                 job.forward_passes += 1
-                for name in captured:
-                    features[name][index] = caught[name]
                 if job.wants_output_features:
-                    rows = job.features.output_rows(result, inputs)
-                    features[OUTPUT][index] = job.centred(OUTPUT, rows)
+                    keep(OUTPUT, job.centred(OUTPUT, job.features.output_rows(result, inputs)))
                 outputs[index] = job.features.output(result, inputs, labels)
-                if reference is not None:
+                kept = local
+                if index == reference:
+                    calls = recorded
                     for name in captured:
-                        if index == reference:
-                            local[name][index] = caught[name]
-                            continue
+                        keep(name, features[name][index])
+                elif reference is not None:
+                    for name in captured:
                         caught.clear()  # the hook catches this call as well
                         calls[name].repeat(modules[name])
-                        local[name][index] = caught[name]
-                    job.local_passes += index != reference
-            everyone = range(len(job.points))
+                    job.local_passes += 1
             job.finish(
                 inputs,
                 labels,
-                {name: [found[i] for i in everyone] for name, found in features.items() if found},
-                [outputs[i] for i in everyone],
-                {name: [found[i] for i in everyone] for name, found in local.items() if found},
+                {name: list(features[name]) for name in job.layers if name in features},
+                [outputs[place] for place in range(len(job.points))],
+                {name: list(local[name]) for name in captured if name in local},
                 dict(units),
             )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mergescope.errors import LayerError
+from mergescope.errors import LayerError, MergescopeError
 from mergescope.training.selectors import attention_stems
 
 CALLED = frozenset({"eager", "sdpa", None})
@@ -18,20 +18,35 @@ CALLED = frozenset({"eager", "sdpa", None})
 
 
 @contextmanager
-def differentiable_kernels() -> Iterator[None]:
+def differentiable_kernels(name: str) -> Iterator[None]:
     """Have attention computed by operations that have a forward-mode derivative.
 
     torch's fused kernels behind ``F.scaled_dot_product_attention``, and the fast path of
     ``nn.MultiheadAttention``, have none.
 
+    Args:
+        name: of the network, for the error.
+
     Yields:
         Nothing.
+
+    Raises:
+        MergescopeError: another operation has no forward-mode derivative.
+        RuntimeError: what the network itself raises.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
+    except RuntimeError as error:
+        if not isinstance(error, NotImplementedError) and "autograd.Function" not in str(error):
+            raise
+        reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
+        raise MergescopeError(
+            f"{name} can't be linearised, since one of its operations has no forward-mode derivative: {reason}. "
+            "Choose another implementation of it in the network's configuration."
+        ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 

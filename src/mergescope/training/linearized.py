@@ -21,10 +21,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from mergescope.errors import LayerError, MergescopeError, MismatchError
+from mergescope.errors import LayerError, MergescopeError
 from mergescope.models.layers import OUTPUT, find_layers
 from mergescope.models.loading import key_map, load_weights
+from mergescope.models.with_head import WithHead
 from mergescope.training.kernels import differentiable_kernels, make_differentiable
+from mergescope.training.origins import require_origin
 from mergescope.training.recomputing import recomputed
 from mergescope.training.tangents import Anchored, Collected, HookCalls, called_with, tangents_cut
 from mergescope.weights import Point
@@ -95,17 +97,16 @@ class Linearized(nn.Module):
         accepted = inspect.signature(network.forward).parameters
         self._caches = "use_cache" in accepted
         self._blocks: list[str] = []
-        if checkpointing or getattr(network, "is_gradient_checkpointing", False):
+        if checkpointing or _is_checkpointing(network):
             self.gradient_checkpointing_enable()
 
-    @classmethod
+    @staticmethod
     def from_point(
-        cls,
         network: nn.Module,
         base: Point | TensorSource,
         point: Point | TensorSource,
         fixed: Collection[str] = (),
-    ) -> Linearized:
+    ) -> nn.Module:
         """Evaluate any point in the model linearised around a base ("post-hoc", TANGENT section 3).
 
         Args:
@@ -115,13 +116,13 @@ class Linearized(nn.Module):
             fixed: state-dict entries that neither fills: a task's own head.
 
         Returns:
-            The linearised network at the point.
+            The linearised network at the point (see [`linearize`][]).
 
         Raises:
             MismatchError: keys or shapes don't fit, or the point was linearised around another base.
 
         Example:
-            >>> from mergescope import MLP
+            >>> from mergescope import MLP, Checkpoint
             >>> net = MLP((4, 3, 2))
             >>> base = Checkpoint(net.state_dict(), name="base")
             >>> f = Linearized.from_point(net, base, base * 1.0)
@@ -169,7 +170,7 @@ class Linearized(nn.Module):
         Raises:
             MergescopeError: an argument asks for what is not linear, a module is in training mode, or
                 an operation of the network has no forward-mode derivative.
-        """
+        """  # noqa: DOC502 (raised by what this calls)
         kwargs = self._checked(kwargs)
         graph = torch.is_grad_enabled()
         thetas = [
@@ -204,17 +205,8 @@ class Linearized(nn.Module):
             for theta, origin in thetas
         ]
         taus = [theta.detach() - origin for theta, origin in thetas]
-        try:
-            with differentiable_kernels():
-                found.finish(*torch.func.jvp(run, tuple(anchored), tuple(taus), has_aux=True))
-        except RuntimeError as error:
-            if not isinstance(error, NotImplementedError) and "autograd.Function" not in str(error):
-                raise
-            reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
-            raise MergescopeError(
-                f"{type(self.network).__name__} can't be linearised, since one of its operations has no forward-mode "
-                f"derivative: {reason}. Choose another implementation of it in the network's configuration."
-            ) from error
+        with differentiable_kernels(type(self.network).__name__):
+            found.finish(*torch.func.jvp(run, tuple(anchored), tuple(taus), has_aux=True))
         hooks.make()
         return found.put(kept[0])
 
@@ -287,12 +279,37 @@ class Linearized(nn.Module):
         return kwargs
 
 
+def linearize(model: nn.Module, *, checkpointing: bool = False) -> nn.Module:
+    """Linearise a network around its present weights; of a backbone with a head, the backbone.
+
+    In TANGENT, f is the representation: a head that normalises embeddings comes after f_lin.
+
+    Args:
+        model: the network.
+        checkpointing: recompute blocks in the backward pass.
+
+    Returns:
+        A [`Linearized`][], or the [`WithHead`][mergescope.models.with_head.WithHead] that was given,
+        its backbone replaced by one.
+
+    Example:
+        >>> from mergescope.models.heads import linear_head
+        >>> model = linearize(WithHead(nn.Linear(5, 4), linear_head(4, ["cat", "dog"], seed=0)))
+        >>> type(model).__name__, type(model.backbone).__name__
+        ('WithHead', 'Linearized')
+    """
+    if not isinstance(model, WithHead):
+        return Linearized(model, checkpointing=checkpointing)
+    model.backbone = Linearized(model.backbone, checkpointing=checkpointing)
+    return model
+
+
 def linearized_network(
     network: nn.Module, base: Point | TensorSource, fixed: Collection[str] = ()
-) -> Linearized:
+) -> nn.Module:
     """The network in which [`trace`][mergescope.trace] evaluates points linearised around a base.
 
-    Features and outputs of all points are then affine in the weights.
+    Features, and outputs but those of a head that normalises, are then affine in the weights.
 
     Args:
         network: the architecture; its weights are overwritten.
@@ -300,7 +317,7 @@ def linearized_network(
         fixed: state-dict entries that the base does not fill: a task's own head.
 
     Returns:
-        The linearised network, at the base.
+        The linearised network, at the base (see [`linearize`][]).
 
     Raises:
         MismatchError: keys or shapes don't fit.
@@ -316,50 +333,14 @@ def linearized_network(
         0.0
     """  # noqa: DOC502 (raised by what this calls)
     load_weights(network, base, key_map(network, base, fixed))
-    return Linearized(network)
+    return linearize(network)
 
 
-def origin_of(source: Any) -> str | None:
-    """Around which weights a checkpoint was trained in the linearised regime.
-
-    Args:
-        source: a checkpoint.
-
-    Returns:
-        The content digest of th_0, or None for a checkpoint of another regime.
-
-    Example:
-        >>> origin_of(Checkpoint({"w": torch.zeros(2)})) is None
-        True
-    """
-    metadata = getattr(source, "metadata", {})
-    return metadata.get("base_digest") if metadata.get("linearized") == "true" else None
-
-
-def require_origin(point: Point | TensorSource, base: Point | TensorSource) -> None:
-    """Refuse to evaluate checkpoints of the linearised regime around another base than their own.
-
-    Args:
-        point: any point.
-        base: th_0. Its contents are read if one of the checkpoints was linearised.
-
-    Raises:
-        MismatchError: a checkpoint was linearised around other weights.
-    """
-    origins = {source.name: origin_of(source) for source in Point.of(point).checkpoints}
-    origins = {name: digest for name, digest in origins.items() if digest is not None}
-    if not origins:
-        return
-    found = Point.of(base)
-    own = found.checkpoints[0].digest if found.is_checkpoint else found.digest
-    wrong = [f"{name}: linearised around {digest}" for name, digest in origins.items() if digest != own]
-    if wrong:
-        raise MismatchError(
-            f"The model is to be linearised around {found} (digest {own}), but some checkpoints were trained "
-            "around other weights:",
-            wrong,
-            "Give the base that they were fine-tuned from.",
-        )
+def _is_checkpointing(network: nn.Module) -> bool:
+    # transformers 4 and 5 have one name each for it; asking for the old one warns.
+    names = ("is_activation_checkpointing", "is_gradient_checkpointing")
+    name = next((name for name in names if hasattr(type(network), name)), None)
+    return name is not None and bool(getattr(network, name))
 
 
 def _statistics(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -96,7 +96,8 @@ class _Run:
         swaps = {id(own[name]): value for name, value in held.items()}
         replaced = self.module.__dict__.pop("forward", None)
         try:
-            result = called_with(self.module, swaps, *tree_unflatten(filled, self.structure))
+            args, kwargs = tree_unflatten(filled, self.structure)
+            result = called_with(self.module, swaps, args, kwargs)
         finally:
             if replaced is not None:
                 self.module.__dict__["forward"] = replaced
@@ -121,7 +122,8 @@ class _Recomputed(torch.autograd.Function):
                 whole[index] = part
             return run(*whole)
 
-        found, moved = torch.func.jvp(along, tuple(primals[index] for index in moving), tangents)
+        pair: Any = torch.func.jvp(along, tuple(primals[index] for index in moving), tangents)
+        found, moved = pair
         return (*(value.clone() for value in found), *moved)  # an output may be an input, unchanged
 
     @staticmethod

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from mergescope.errors import MergescopeError
-from mergescope.training.linearized import Linearized
+from mergescope.models.with_head import WithHead
+from mergescope.training.linearized import linearize
 from mergescope.training.regimes.protocol import Limits, full_state, let_change, require_type
 from mergescope.weights import Checkpoint
 
 
-@dataclass(frozen=True)
+@dataclass
 class LinearizedRegime:
     """Train theta in ``f(x; th_0) + J(x; th_0) (theta - th_0)`` (TANGENT; equations.md 4).
 
@@ -35,30 +36,29 @@ class LinearizedRegime:
     limits: Limits
     checkpointing: bool = False
     name: str = "linearized"
-    _origin: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    _digest: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        self._digest = self.limits.base_digest
         require_type("checkpointing", self.checkpointing, bool, "True or False")
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Wrap the network; all parameters but the frozen ones may change.
+        """Linearise the network; all parameters but the frozen ones may change.
 
         Args:
             model: the network, at the pretrained weights.
 
         Returns:
-            The linearised network.
+            The linearised network; of a backbone with a head, that with its backbone linearised.
         """
         let_change(
             model, self.limits.apply(model, [name for name, _ in model.named_parameters()]), only=False
         )
-        wrapped = Linearized(model, checkpointing=self.checkpointing)
-        digest = self.limits.base_digest
-        if digest is None and not any(value.is_meta for value in wrapped.origin.values()):
-            digest = Checkpoint(model.state_dict(), name="th_0").digest
-        if digest is not None:
-            self._origin["digest"] = digest
-        return wrapped
+        empty = any(parameter.is_meta for parameter in model.parameters())
+        if self.limits.base_digest is None and not empty:
+            body = model.backbone if isinstance(model, WithHead) else model
+            self._digest = Checkpoint(body.state_dict(), name="th_0").digest
+        return linearize(model, checkpointing=self.checkpointing)
 
     def state(self, trained: nn.Module) -> dict[str, torch.Tensor]:
         """Theta, as an ordinary checkpoint of the network.
@@ -81,13 +81,12 @@ class LinearizedRegime:
         Raises:
             MergescopeError: nothing has been prepared, and no digest was given.
         """
-        digest = self.limits.base_digest or self._origin.get("digest")
-        if digest is None:
+        if self._digest is None:
             raise MergescopeError(
                 "A linearised checkpoint names the base that it is linearised around, which is not known yet. "
                 "Call prepare(model) first, or pass base_digest= (Checkpoint.digest of the base)."
             )
-        return {"regime": self.name, "linearized": "true", "base_digest": digest}
+        return {"regime": self.name, "linearized": "true", "base_digest": self._digest}
 
     def extra_files(self, trained: nn.Module, folder: Path) -> None:
         """Nothing is written: th_0 is the base's checkpoint.

@@ -63,7 +63,9 @@ def regime(
             f"There is no regime {name!r}.{did_you_mean(name, REGIMES)} Choose one of: {listing}."
         )
     kind, make, _ = REGIMES[name]
-    known = [each.name for each in dataclasses.fields(kind) if each.name not in ("limits", "name", "_origin")]
+    known = [
+        each.name for each in dataclasses.fields(kind) if each.init and each.name not in ("limits", "name")
+    ]
     for option in options:
         if option not in known:
             has = f"Its options are {', '.join(known)}" if known else "It has none"
