@@ -9,7 +9,7 @@ demo: $(READY)
 	$(VENV)/bin/mergescope demo
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -q
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto
 
 lint: $(READY)
 	$(VENV)/bin/ruff check src tests

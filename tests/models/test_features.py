@@ -186,6 +186,21 @@ def test_a_decoders_tokens_have_a_mask_of_their_own():
         torch.testing.assert_close(row, map_[:count].mean(0), rtol=1e-4, atol=1e-4)
 
 
+def test_padding_is_left_out_where_an_encoder_decoder_judges_a_text():
+    torch.manual_seed(0)
+    sizes = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    config = transformers.BartConfig(
+        vocab_size=50, d_model=16, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=32,
+        num_labels=3, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2, **sizes,
+    )  # fmt: skip
+    net = transformers.BartForSequenceClassification(config).eval()
+    some = [torch.cat([text.clamp_min(3), torch.tensor([2])]) for text in texts((5, 2))]
+    together, _ = traced(net, [padded(some, longer=2)])
+    apart, _ = traced(net, [alone(text) for text in some])
+    for layer in ms.find_layers(net):
+        torch.testing.assert_close(together.rows(layer, 1), apart.rows(layer, 1), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("choice", ["all", "mean", "last", "cls", "each"])
 def test_whatever_stands_at_padding_is_left_out(choice):
     value, mask = torch.randn(2, 3, 4), torch.tensor([[1, 1, 0], [1, 0, 0]])

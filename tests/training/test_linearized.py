@@ -29,8 +29,13 @@ KINDS = (*NETS, *TRANSFORMERS)
 
 
 def network(kind, dtype=torch.float64):
-    """A network with smooth, far from linear layers, in float64."""
-    return (make_net(kind) if kind in NETS else tiny(kind)).to(dtype)
+    """A network with layers that are far from linear."""
+    net = (make_net(kind) if kind in NETS else tiny(kind)).to(dtype)
+    if kind == "t5":  # its attention has no scale: large weights make it a step function
+        with torch.no_grad():
+            for value in net.parameters():
+                value.mul_(0.2 if value.ndim > 1 else 1.0)
+    return net
 
 
 def arguments(kind, dtype=torch.float64):
@@ -76,6 +81,7 @@ def everything(net, kind, inputs):
     return outputs + [caught[name] for name in names]
 
 
+@torch.no_grad()
 def relative(found, expected):
     return float((found - expected).norm() / expected.norm().clamp_min(1e-12))
 
@@ -164,9 +170,9 @@ def test_training_it_minimises_the_loss_of_the_linear_model(checkpointing):
     net = make_net("vit")
     model = Linearized(net, checkpointing=checkpointing)
     (x, y), *_ = labelled_batches(12, 12)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     losses = []
-    for _ in range(30):
+    for _ in range(60):
         loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
@@ -214,7 +220,8 @@ def test_names_layers_and_files_are_those_of_the_network(kind):
     model = Linearized(net)
     assert list(model.state_dict()) == names and ms.find_layers(model) == layers
     assert [name for name, _ in model.named_parameters()] == [name for name, _ in net.named_parameters()]
-    assert key_map(model, checkpoint) == mapping and Features.of(model) == features
+    assert key_map(model, checkpoint) == mapping
+    assert (Features.of(model).kind, Features.of(model).start) == (features.kind, features.start)
     assert all(one is two for one, two in zip(model.parameters(), net.parameters(), strict=True))
 
 
@@ -420,17 +427,21 @@ def test_operations_without_a_forward_derivative_are_named():
 def test_attention_kernels_are_replaced_and_the_reason_is_noted():
     assert Linearized(make_net("mlp")).notes == []
     assert "MATH kernel" in Linearized(make_net("vit")).notes[0]
-    net = tiny("bert")
+    net = tiny("llama")
     assert "MATH kernel" in Linearized(net).notes[0] and net.config._attn_implementation == "sdpa"
-    net = tiny("bert")
+    net = tiny("llama")
     net.set_attn_implementation("eager")
     assert Linearized(net).notes == []
-    net = tiny("bert")
+    net = tiny("llama")
     net.set_attn_implementation("flex_attention")
     assert Linearized(net).notes == [
         "attention runs as 'eager', not 'flex_attention', whose kernel has no forward-mode derivative"
     ]
-    assert net.config._attn_implementation == net.bert.config._attn_implementation == "eager"
+    assert net.config._attn_implementation == net.model.config._attn_implementation == "eager"
+    net = make_net("vit")
+    net.config = type("Config", (), {"_attn_implementation": "flash"})
+    with pytest.raises(MergescopeError, match="ViT runs attn_implementation='flash'.*Load the network with"):
+        Linearized(net)
 
 
 def test_experts_that_run_grouped_are_replaced():
@@ -545,9 +556,7 @@ def test_a_checkpoint_is_not_linearised_around_another_base(tmp_path):
     base, other = ms.Checkpoint(net.state_dict(), name="base"), ms.Checkpoint(make_net("mlp", 1).state_dict())
     made = regime("linearized", base_digest=base.digest)
     theta = saved(tmp_path, made.prepare(net), made, "theta")
-    with pytest.raises(
-        MismatchError, match=rf"theta: linearised around {base.digest}.*that they were fine-tuned"
-    ):
+    with pytest.raises(MismatchError, match=rf"theta: linearised around {base.digest}\nGive the base"):
         Linearized.from_point(make_net("mlp"), other, 0.5 * theta + 0.5 * base)
     assert Linearized.from_point(make_net("mlp"), base, 0.5 * theta + 0.5 * base).affine
 

@@ -208,7 +208,8 @@ class Features:
         names: tuple[str, ...] = ("attention_mask",) if prompt else (TOKEN_MASK, "attention_mask")
         # A decoder's tokens are those of the decoder's input, which the other masks don't describe.
         if self.kind == "encoder-decoder" and (layer == OUTPUT or "decoder" in layer.split(".")):
-            names = ("decoder_attention_mask",)
+            # One that judges a text is given the text again, one place to the right.
+            names = ("decoder_attention_mask", *(() if self.writes else ("attention_mask",)))
         for name in names:
             mask = inputs.get(name)
             if mask is not None and mask.shape == value.shape[:2]:

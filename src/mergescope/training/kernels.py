@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,8 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mergescope.errors import LayerError, MergescopeError
 from mergescope.training.selectors import attention_stems
 
-CALLED = frozenset({"eager", "sdpa", None})
+CALLED: frozenset[str | None] = frozenset({"eager", "sdpa", None})
 """Attention implementations of transformers that can be differentiated, the second with another kernel."""
+
+EXPERTS: frozenset[str | None] = frozenset({"eager", None})
+"""Likewise, of mixtures of experts."""
 
 
 @contextmanager
@@ -60,18 +62,19 @@ def make_differentiable(network: nn.Module) -> list[str]:
     Returns:
         What was, or is at each forward pass, replaced, and why.
 
+    Raises:
+        MergescopeError: something can't be replaced.
+
     Example:
         >>> from mergescope import MLP
         >>> make_differentiable(MLP())
         []
-    """
-    configs = [getattr(module, "config", None) for module in network.modules()]
-    attention: set[Any] = {getattr(config, "_attn_implementation", None) for config in configs}
-    experts: set[Any] = {getattr(config, "_experts_implementation", None) for config in configs}
+    """  # noqa: DOC502 (raised by what this calls)
+    attention, experts = _implementations(network, "attn"), _implementations(network, "experts")
     notes = []
-    replaced = ", ".join(map(repr, sorted(attention - CALLED)))
+    replaced = ", ".join(map(repr, attention - CALLED))
     if replaced:
-        _each(network, "set_attn_implementation")
+        _replace(network, "attn", CALLED)
         notes.append(
             f"attention runs as 'eager', not {replaced}, whose kernel has no forward-mode derivative"
         )
@@ -80,17 +83,28 @@ def make_differentiable(network: nn.Module) -> list[str]:
             "attention runs torch's MATH kernel: the fused kernels of scaled_dot_product_attention have no "
             "forward-mode derivative"
         )
-    replaced = ", ".join(map(repr, sorted(experts - {"eager", None})))
+    replaced = ", ".join(map(repr, experts - EXPERTS))
     if replaced:
-        _each(network, "set_experts_implementation")
+        _replace(network, "experts", EXPERTS)
         notes.append(f"experts run as 'eager', not {replaced}, whose kernel has no forward-mode derivative")
     return notes
 
 
-def _each(network: nn.Module, method: str) -> None:
+def _replace(network: nn.Module, kind: str, allowed: frozenset[str | None]) -> None:
     for module in network.modules():
-        if hasattr(module, method):
-            getattr(module, method)("eager")
+        if hasattr(module, f"set_{kind}_implementation"):
+            getattr(module, f"set_{kind}_implementation")("eager")
+    left = _implementations(network, kind) - allowed
+    if left:  # networks of transformers 4 may have kernels that can only be chosen on loading
+        raise MergescopeError(
+            f"{type(network).__name__} runs {kind}_implementation={next(iter(left))!r}, which has no forward-mode "
+            f"derivative and can't be replaced any more. Load the network with {kind}_implementation='eager'."
+        )
+
+
+def _implementations(network: nn.Module, kind: str) -> set[str | None]:
+    configs = [getattr(module, "config", None) for module in network.modules()]
+    return {getattr(config, f"_{kind}_implementation", None) for config in configs}
 
 
 def _attends(network: nn.Module) -> bool:

@@ -28,7 +28,7 @@ from mergescope.models.with_head import WithHead
 from mergescope.training.kernels import differentiable_kernels, make_differentiable
 from mergescope.training.origins import require_origin
 from mergescope.training.recomputing import recomputed
-from mergescope.training.tangents import Anchored, Collected, HookCalls, called_with, tangents_cut
+from mergescope.training.tangents import Anchored, Collected, HookCalls, called_with, tangents_kept_plain
 from mergescope.weights import Point
 from mergescope.weights.point import TensorSource
 
@@ -193,8 +193,8 @@ class Linearized(nn.Module):
             }
             with ExitStack() as stack:
                 stack.enter_context(hooks.held_back())
+                stack.enter_context(tangents_kept_plain())
                 if graph:
-                    stack.enter_context(tangents_cut())
                     stack.enter_context(recomputed(self.network, self._blocks))
                 result = called_with(self.network, swaps, args, kwargs)
             kept.append(found.take(result, strict=type(self.network).__name__))

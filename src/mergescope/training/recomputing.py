@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,7 +42,7 @@ class _Block:
     """A block's forward in a training step, as a function of values and tangents."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module, self.inner = module, module.forward
+        self.module = module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, structure = tree_flatten((args, kwargs))
@@ -51,7 +51,7 @@ class _Block:
         pairs = [
             forward_ad.unpack_dual(value) for value in (*(leaves[i] for i in places), *parameters.values())
         ]
-        run = _Run(self.module, self.inner, leaves, structure, places, list(parameters))
+        run = _Run(self.module, leaves, structure, places, list(parameters))
         moving = [index for index, pair in enumerate(pairs) if pair.tangent is not None]
         tangents = [pairs[index].tangent for index in moving]
         found = _Recomputed.apply(run, moving, *(pair.primal for pair in pairs), *tangents)
@@ -68,13 +68,12 @@ class _Run:
     def __init__(
         self,
         module: nn.Module,
-        inner: Callable[..., Any],
         leaves: Sequence[Any],
         structure: Any,
         places: list[int],
         names: list[str],
     ) -> None:
-        self.module, self.inner = module, inner
+        self.module = module
         self.rest = [None if place in places else leaf for place, leaf in enumerate(leaves)]
         self.structure, self.places, self.names = structure, places, names
         self.buffers = {name: value for name, value in module.named_buffers() if value.is_floating_point()}
@@ -94,7 +93,7 @@ class _Run:
         own = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         held = {**self.buffers, **dict(zip(self.names, values[len(self.places) :], strict=True))}
         swaps = {id(own[name]): value for name, value in held.items()}
-        replaced = self.module.__dict__.pop("forward", None)
+        replaced = self.module.__dict__.pop("forward", None)  # this very function, in the first run
         try:
             args, kwargs = tree_unflatten(filled, self.structure)
             result = called_with(self.module, swaps, args, kwargs)
@@ -111,6 +110,8 @@ class _Run:
 
 
 class _Recomputed(torch.autograd.Function):
+    # Values and tangents in, values and tangents out; only values have gradients.
+
     @staticmethod
     def forward(run: _Run, moving: list[int], *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         count = len(values) - len(moving)
@@ -122,8 +123,8 @@ class _Recomputed(torch.autograd.Function):
                 whole[index] = part
             return run(*whole)
 
-        pair: Any = torch.func.jvp(along, tuple(primals[index] for index in moving), tangents)
-        found, moved = pair
+        both: Any = torch.func.jvp(along, tuple(primals[index] for index in moving), tangents)
+        found, moved = both
         return (*(value.clone() for value in found), *moved)  # an output may be an input, unchanged
 
     @staticmethod

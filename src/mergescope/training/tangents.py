@@ -282,8 +282,11 @@ class HookCalls:
 
 
 @contextmanager
-def tangents_cut() -> Iterator[None]:
-    """Take the graph off the tangents in what every module returns.
+def tangents_kept_plain() -> Iterator[None]:
+    """Take the graph off the tangents in what every module returns, and give them their value's dtype.
+
+    Under autocast some derivatives come out in float32 beside a value in bfloat16, which the next
+    layer can't take.
 
     Yields:
         Nothing.
@@ -293,12 +296,12 @@ def tangents_cut() -> Iterator[None]:
         if not isinstance(value, torch.Tensor):
             return value
         primal, tangent = forward_ad.unpack_dual(value)
-        return value if tangent is None else forward_ad.make_dual(primal, tangent.detach())
+        return value if tangent is None else forward_ad.make_dual(primal, tangent.detach().to(primal.dtype))
 
-    def cut(module: nn.Module, args: Any, output: Any) -> Any:
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
         return tree_map(each, output)
 
-    handle = register_module_forward_hook(cut)
+    handle = register_module_forward_hook(hook)
     try:
         yield
     finally:
