@@ -103,7 +103,7 @@ def test_a_wrong_size_and_an_absent_recipe(tmp_path, recipe):
 
 def test_ctrl_c_says_how_to_go_on(tmp_path, recipe):
     for name in "ab":
-        state = {f"w{n}": torch.randn(300, 300) for n in range(20)}
+        state = {f"w{n}": torch.randn(300, 300) for n in range(60)}  # seconds of work: time to interrupt it
         save_file(state, tmp_path / name / "model.safetensors")
     text = yaml.safe_load(recipe.read_text()) | {"merge_method": "tsv", "base_model": str(tmp_path / "c")}
     save_file({key: torch.zeros_like(value) for key, value in state.items()}, tmp_path / "c.safetensors")
@@ -122,4 +122,4 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, recipe):
     assert not (tmp_path / "out").exists()
     recipe_done = run(recipe, tmp_path / "out", "--resume")
     assert recipe_done.returncode == 0, recipe_done.stderr
-    assert len(load_file(tmp_path / "out" / "model.safetensors")) == 20
+    assert len(load_file(tmp_path / "out" / "model.safetensors")) == 60
