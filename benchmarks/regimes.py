@@ -35,7 +35,7 @@ TARGETS = {
 CLASSES = 10
 
 
-def network_and_inputs(shape: str, batch: int):  # noqa: ANN201 (torch is imported in the child only)
+def network_and_inputs(shape: str, batch: int):
     """A network of random weights, and one batch."""
     import torch
     import transformers
@@ -98,7 +98,7 @@ class Worker:
         threading.Thread(target=self._watch, daemon=True).start()
         self.sizes = self._line()
 
-    def _line(self):  # noqa: ANN202
+    def _line(self):
         assert self.process.stdout is not None
         text = self.process.stdout.readline()
         if not text:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support import NETS, labelled_batches, make_net
-from tiny_transformers import IMAGES, batches_for, tiny, transformers
+from tiny_transformers import batches_for, tiny, transformers
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,13 +24,13 @@ from mergescope.tracing.capture import capture
 from mergescope.training import Linearized, linearized_network, origin_of, regime
 from mergescope.training.tangents import called_with
 
-TRANSFORMERS = ("bert", "vit", "clip", "t5", "gpt2", "llama", "tied llama", "qwen2", "mistral")
+TRANSFORMERS = ("bert", "tiny vit", "clip", "t5", "gpt2", "llama", "tied llama", "qwen2", "mistral")
 KINDS = (*NETS, *TRANSFORMERS)
 
 
 def network(kind, dtype=torch.float64):
     """A network with layers that are far from linear."""
-    net = (make_net(kind) if kind in NETS else tiny(kind)).to(dtype)
+    net = (make_net(kind) if kind in NETS else tiny(kind.removeprefix("tiny "))).to(dtype)
     if kind == "t5":  # its attention has no scale: large weights make it a step function
         with torch.no_grad():
             for value in net.parameters():
@@ -41,7 +41,9 @@ def network(kind, dtype=torch.float64):
 def arguments(kind, dtype=torch.float64):
     if kind in NETS:
         return labelled_batches(3, 3)[0][0].to(dtype)
-    batch = {key: value for key, value in batches_for(kind)[0].items() if key != "labels"}
+    batch = {
+        key: value for key, value in batches_for(kind.removeprefix("tiny "))[0].items() if key != "labels"
+    }
     return {key: value.to(dtype) if key == "pixel_values" else value for key, value in batch.items()}
 
 
@@ -328,15 +330,32 @@ def test_a_hook_that_changes_its_value_is_refused():
         Linearized(net)(labelled_batches()[0][0])
 
 
-def test_hidden_states_that_transformers_collects_are_linearised_too():
-    net = tiny("clip").double()
-    model, inputs = Linearized(net), arguments("clip")
+@pytest.mark.parametrize("kind", ["clip", "bert"])
+def test_hidden_states_that_transformers_collects_are_linearised_too(kind):
+    net = tiny(kind).double()
+    model, inputs = Linearized(net), arguments(kind)
     move(net, weights(net), direction(net, 0.3))
-    caught = everything(model, "clip", inputs)
-    states = model(**inputs, output_hidden_states=True).hidden_states
-    blocks = [value.view_as(states[0]) for value in caught[-2:]]
-    assert len(states) == 3
-    torch.testing.assert_close(states[1], blocks[0])
+    names = [name for name in ms.find_layers(net) if name != "output"]
+    for _ in range(2):  # it puts hooks of its own on the blocks in the first pass
+        with torch.no_grad(), capture(model, names) as caught:
+            states = model(**inputs, output_hidden_states=True).hidden_states
+        assert len(states) == 3
+        torch.testing.assert_close(states[1].flatten(1), caught[names[0]])
+
+
+def test_the_gradient_of_what_a_hook_has_caught_is_that_of_the_network_at_the_base():
+    net, x = network("vit"), arguments("vit")
+    start, layer, gradients = weights(net), net.blocks[1].attn.out_proj, []
+    for model, factor in ((Linearized(net), 0.5), (net, 0.0)):
+        net.zero_grad()
+        move(net, start, direction(net, factor))
+        caught = []
+        hook = layer.register_forward_pre_hook(lambda m, args, caught=caught: caught.append(args[0]))
+        model(x)
+        hook.remove()
+        (caught[0] * torch.linspace(-1, 1, caught[0].numel()).view_as(caught[0])).sum().backward()
+        gradients.append(net.blocks[0].attn.q_proj.weight.grad.clone())
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
 
 
 def test_arguments_that_are_not_linear_are_refused():
@@ -579,7 +598,7 @@ def test_a_head_comes_after_the_linearised_backbone():
     ]
 
 
-@pytest.mark.parametrize("kind", ["vit", *IMAGES])
+@pytest.mark.parametrize("kind", ["vit", "tiny vit", "clip"])
 def test_hooks_and_training_flags_of_a_trace_leave_it_as_it_was(kind):
     net = network(kind, torch.float32)
     base = ms.Checkpoint(net.state_dict(), name="base")

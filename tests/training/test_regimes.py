@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from support import make_net
@@ -368,3 +369,20 @@ def test_a_backbone_with_a_frozen_head_trains_in_every_regime(name):
     state = made.state(ready)
     moved = {key for key, value in state.items() if not torch.equal(value, before[key])}
     assert list(state) == list(before) and moved and not any(key.startswith("head.") for key in moved)
+
+
+@pytest.mark.parametrize("name", REGIMES)
+def test_the_loop_trains_every_regime(name):
+    images = torch.randn(40, 1, 8, 8)
+    split = ms.Split(images, (images.sum((1, 2, 3)) > 0).long(), np.arange(40))
+    net = make_net("vit")
+    made = regime(name, frozen=["patch_embed"])
+    before = copy.deepcopy(net.state_dict())
+    model = made.prepare(net)
+    chosen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    recipe = ms.Recipe("adamw", lr=3e-3, epochs=8, batch=20, weight_decay=0.1)
+    losses = ms.fit(model, split, recipe, seed=0, trainable=chosen, progress=False)
+    state = made.state(model)
+    assert losses[-1] < losses[0] and list(state) == list(before)
+    assert torch.equal(state["patch_embed.weight"], before["patch_embed.weight"])
+    assert not torch.equal(state["blocks.1.attn.v_proj.weight"], before["blocks.1.attn.v_proj.weight"])

@@ -8,7 +8,6 @@ that torch would record for ``df`` is cut off after every module, and ``df`` is 
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -237,9 +236,14 @@ class HookCalls:
     """
 
     def __init__(self, network: nn.Module, collected: Collected) -> None:
-        kinds = ("_forward_pre_hooks", "_forward_hooks")
-        held = [(module, kind, getattr(module, kind)) for module in network.modules() for kind in kinds]
-        self.tables = [(module, kind, hooks) for module, kind, hooks in held if hooks]
+        tables = [
+            table
+            for module in network.modules()
+            for table in (module._forward_pre_hooks, module._forward_hooks)
+        ]
+        self.hooks = [
+            (table, key, hook) for table in tables for key, hook in table.items() if not _inside(hook)
+        ]
         self.collected = collected
         self.calls: list[tuple[Callable[..., Any], nn.Module, Any]] = []
 
@@ -251,12 +255,16 @@ class HookCalls:
             Nothing.
         """
         try:
-            for module, kind, hooks in self.tables:
-                setattr(module, kind, OrderedDict((key, self._recorder(hook)) for key, hook in hooks.items()))
+            for (
+                table,
+                key,
+                hook,
+            ) in self.hooks:  # in the tables themselves, which may get more hooks meanwhile
+                table[key] = self._recorder(hook)
             yield
         finally:
-            for module, kind, hooks in self.tables:
-                setattr(module, kind, hooks)
+            for table, key, hook in self.hooks:
+                table[key] = hook
 
     def make(self) -> None:
         """Make the calls, in the order in which they would have been made.
@@ -272,13 +280,14 @@ class HookCalls:
                 )
 
     def _recorder(self, hook: Callable[..., Any]) -> Callable[..., Any]:
-        if getattr(hook, "__module__", "").startswith("transformers."):
-            return hook
-
         def record(module: nn.Module, *values: Any) -> None:
             self.calls.append((hook, module, self.collected.take(values, copy=True)))
 
         return record
+
+
+def _inside(hook: Callable[..., Any]) -> bool:
+    return getattr(hook, "__module__", "").startswith("transformers.")
 
 
 @contextmanager
