@@ -113,7 +113,8 @@ def main() -> None:
             f"{who:9} {cost['wall_s']:7.1f} s  peak anonymous memory {cost['peak_anonymous_bytes'] / 1e9:.2f} GB"
         )
     result = {
-        "command": "python benchmarks/streamed.py " + " ".join(sys.argv[1:]),
+        "command": f"python benchmarks/streamed.py --shape {options.shape} --dtype {options.dtype}"
+        + " --against" * options.against,
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "shape": options.shape, "parameters_of_a_model": entries // 3, "models": 3,
         "samples": SAMPLES, "tokens": TOKENS,
