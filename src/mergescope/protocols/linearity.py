@@ -275,9 +275,11 @@ def linearity(
     for layer in traces[0].layers:
         if local and layer == OUTPUT:
             continue
-        gram = np.concatenate([_gram(trace, layer, test, local) for trace in traces])
+        readings = [_reading(trace, test, local) for trace in traces]
+        gram = np.concatenate([reading.gram(layer, test.points) for reading in readings])
+        differences = np.concatenate([reading.differences(layer, test.points) for reading in readings])
         of_rows = _units(traces, layer, units, local)
-        values = linearity_measures(gram, coefficients, reference=test.reference is not None)
+        values = linearity_measures(gram, coefficients, test.reference is not None, differences)
         stacked = np.stack([values[name] for name in names], axis=1)
         summaries = bootstrap(stacked, of_rows, confidence=confidence, resamples=resamples, seed=seed)
         trivial = any(layer in trace.trivial for trace in traces)
@@ -295,8 +297,8 @@ def _units(traces: Sequence[Trace], layer: str, units: np.ndarray | None, local:
     return rows if units is None else np.asarray(units)[rows]
 
 
-def _gram(trace: Trace, layer: str, test: LinearityTest, local: bool) -> np.ndarray:
+def _reading(trace: Trace, test: LinearityTest, local: bool) -> InnerProducts:
     missing = [str(point) for point in test.points if point not in trace.points]
     if missing:
         raise PointError(f"The trace lacks points of {test.name}: {'; '.join(missing)}. Trace test.points.")
-    return trace.reading(InnerProducts, local=local).gram(layer, test.points)
+    return trace.reading(InnerProducts, local=local)

@@ -21,8 +21,11 @@ class InnerProducts:
     """The Gram matrix ``G_pq = <f_p(x), f_q(x)>`` per sample and layer, in float64.
 
     ``f_p(x)`` is the flattened feature of point ``p``. Every measure of equations.md 2, for every
-    equation of section 1, is a function of ``G``; the features themselves are not kept. Storage
-    is ``8 * samples * layers * pairs`` bytes.
+    equation of section 1, is a function of ``G``; the features themselves are not kept. A small gap
+    is a difference of large numbers, so products are formed of ``d_p = f_p - f_o``, where ``o`` is
+    the first point: [`differences`][mergescope.InnerProducts.differences] gives these, and
+    ``G_pq = |f_o|^2 + <f_o, d_p> + <f_o, d_q> + <d_p, d_q>``. Storage is
+    ``8 * samples * layers * (pairs + 2 * points)`` bytes.
 
     Args:
         groups: sets of points that occur together in a test; only inner products inside a group
@@ -66,11 +69,13 @@ class InnerProducts:
         if unknown:
             raise MergescopeError(f"InnerProducts: not points of this trace: {unknown}.")
         pairs = {tuple(sorted((index[p], index[q]))) for group in groups for p in group for q in group}
-        self._pairs = sorted(pairs)
+        self._grouped = pairs
+        self._pairs = sorted(pairs | {(0, place) for place in range(len(self.points))})
         self._column = {pair: i for i, pair in enumerate(self._pairs)}
         self._rows = torch.tensor([i for i, _ in self._pairs])
         self._cols = torch.tensor([j for _, j in self._pairs])
         self._parts: dict[str, list[np.ndarray]] = {layer: [] for layer in self.layers}
+        self._squares: dict[str, list[np.ndarray]] = {layer: [] for layer in self.layers}
         self._units: dict[str, list[np.ndarray]] = {}
 
     def update(self, batch: Batch) -> None:
@@ -92,7 +97,10 @@ class InnerProducts:
                 stacked = wide[: min(step, samples - begin)]
                 for place, feature in enumerate(features):
                     stacked[:, place].copy_(feature[begin : begin + step])
-                gram = stacked @ stacked.mT  # (samples, points, points)
+                # The features' own lengths: a dead feature's is exactly 0, and by differences would not be.
+                self._squares[layer].append(torch.linalg.vector_norm(stacked, dim=2).square_().cpu().numpy())
+                stacked[:, 1:] -= stacked[:, :1]
+                gram = stacked @ stacked.mT  # (samples, points, points), of f_o, d_1, d_2, ...
                 self._parts[layer].append(gram[:, rows, cols].cpu().numpy())
 
     def merge(self, other: InnerProducts) -> None:
@@ -105,10 +113,11 @@ class InnerProducts:
             MergescopeError: its points, layers or groups differ.
         """
         require_same_start(self, other)
-        if self._pairs != other._pairs or self.local != other.local:
+        if self._grouped != other._grouped or self.local != other.local:
             raise MergescopeError("Only InnerProducts of the same groups can be merged.")
         for layer in self.layers:
             self._parts[layer] += other._parts[layer]
+            self._squares[layer] += other._squares[layer]
             if layer in other._units:
                 mine = self._units.setdefault(layer, [])
                 after = max((int(part.max()) + 1 for part in mine if len(part)), default=0)
@@ -138,14 +147,57 @@ class InnerProducts:
         Raises:
             MergescopeError: a pair of these points was in no group.
         """
+        places = self._places(points)
+        products = self._products(layer, [0, *places])
+        along = products[:, 0, 1:] * (np.array(places) != 0)  # <f_o, d_p>; d_o is 0
+        gram = self._differences(products, places)
+        gram += products[:, :1, :1] + along[:, :, None] + along[:, None, :]
+        squares = self._joined(self._squares[layer], len(self.points))[:, places]
+        same = np.equal.outer(places, places)
+        gram[:, same] = np.broadcast_to(squares[:, :, None], gram.shape)[:, same]
+        return gram
+
+    def differences(self, layer: str, points: Sequence[Hashable]) -> np.ndarray:
+        """The Gram matrices of some points' features less those of the trace's first point.
+
+        Sums ``sum_pq w_p w_q G_pq`` whose weights add up to 0, such as gaps and distances, are the
+        same with these in place of [`gram`][mergescope.InnerProducts.gram], without its cancellation.
+
+        Args:
+            layer: one of ``layers``.
+            points: which points, in the order wanted.
+
+        Returns:
+            ``(samples, len(points), len(points))``, float64.
+
+        Raises:
+            MergescopeError: a pair of these points was in no group.
+        """  # noqa: DOC502 (raised by what this calls)
+        places = self._places(points)
+        return self._differences(self._products(layer, [0, *places]), places)
+
+    @staticmethod
+    def _differences(products: np.ndarray, places: Sequence[int]) -> np.ndarray:
+        # Row and column of the first point hold products with its feature; its difference is 0.
+        other = (np.array(places) != 0).astype(float)
+        return products[:, 1:, 1:] * np.multiply.outer(other, other)
+
+    def _places(self, points: Sequence[Hashable]) -> list[int]:
         index = {point: i for i, point in enumerate(self.points)}
         places = [index[point] for point in points]
-        try:
-            columns = [[self._column[min(i, j), max(i, j)] for j in places] for i in places]
-        except KeyError as error:
-            names = [str(self.points[i]) for i in error.args[0]]
-            raise MergescopeError(
-                f"The inner product of {names} was not traced: put both in one group."
-            ) from None
-        values = np.concatenate(self._parts[layer]) if self._parts[layer] else np.empty((0, len(self._pairs)))
-        return values[:, columns]
+        for i in places:
+            for j in places:
+                if (min(i, j), max(i, j)) not in self._grouped:
+                    names = sorted({str(self.points[i]), str(self.points[j])})
+                    raise MergescopeError(
+                        f"The inner product of {names} was not traced: put both in one group."
+                    )
+        return places
+
+    def _products(self, layer: str, places: Sequence[int]) -> np.ndarray:
+        columns = [[self._column[min(i, j), max(i, j)] for j in places] for i in places]
+        return self._joined(self._parts[layer], len(self._pairs))[:, columns]
+
+    @staticmethod
+    def _joined(parts: Sequence[np.ndarray], width: int) -> np.ndarray:
+        return np.concatenate(parts) if parts else np.empty((0, width))

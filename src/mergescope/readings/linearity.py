@@ -11,7 +11,10 @@ RELATIVE = ("cos_rel", "coef_rel", "gap_rel")
 
 
 def linearity_measures(
-    gram: np.ndarray, coefficients: Sequence[float], reference: bool = False
+    gram: np.ndarray,
+    coefficients: Sequence[float],
+    reference: bool = False,
+    differences: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Every measure of equations.md 2, per sample.
 
@@ -31,6 +34,8 @@ def linearity_measures(
         gram: ``(samples, points, points)``, float64.
         coefficients: the ``a_k``; they sum to 1.
         reference: whether the last point is the reference.
+        differences: the same of features less a common one, for gaps without cancellation
+            ([`InnerProducts.differences`][mergescope.InnerProducts.differences]); by default ``gram``.
 
     Returns:
         Measure to ``(samples,)``; NaN where a norm is zero (dead features).
@@ -43,14 +48,15 @@ def linearity_measures(
         [1.0, 1.0, 0.0, 0.0]
     """
     weights = np.asarray(coefficients, dtype=float)
-    right = slice(1, 1 + len(weights))
-    result = _three(gram[:, : 1 + len(weights), : 1 + len(weights)], weights)
+    apart = gram if differences is None else differences
+    sides, right = slice(1 + len(weights)), slice(1, 1 + len(weights))
+    result = _three(gram[:, sides, sides], apart[:, sides, sides], weights)
     cross = gram[:, right, right]
     norms = np.sqrt(np.einsum("npp->np", cross))
     upper = np.triu_indices(len(weights), 1)
     if len(upper[0]):
-        lengths = np.einsum("npp->np", cross)
-        squares = lengths[:, :, None] + lengths[:, None, :] - 2 * cross
+        lengths = np.einsum("npp->np", apart[:, right, right])
+        squares = lengths[:, :, None] + lengths[:, None, :] - 2 * apart[:, right, right]
         spread = np.sqrt(np.clip(squares[:, upper[0], upper[1]], 0, None).mean(1))
         result["gap_between"] = _ratio(result.pop("_distance"), spread)
         cosines = _ratio(cross, norms[:, :, None] * norms[:, None, :])
@@ -60,21 +66,25 @@ def linearity_measures(
         result["gap_between"] = result["baseline"] = np.full(len(gram), np.nan)
     if reference:
         size = 1 + len(weights)
-        zero = gram[:, :size, size]
-        shifted = (
-            gram[:, :size, :size] - zero[:, :, None] - zero[:, None, :] + gram[:, size, size, None, None]
-        )
-        relative = _three(shifted, weights)
+        zero = apart[:, :size, size]
+        shifted = apart[:, sides, sides] - zero[:, :, None] - zero[:, None, :]
+        shifted += apart[:, size, size, None, None]
+        relative = _three(shifted, shifted, weights)
         # After subtraction, squared norms below rounding of the raw ones are noise: no change at all.
-        noise = np.abs(gram[:, :size, :size]).max((1, 2)) * 1e-13
+        noise = np.abs(gram[:, sides, sides]).max((1, 2)) * 1e-13
         right_norm = np.einsum("p,npq,q->n", weights, shifted[:, 1:, 1:], weights)
         dead = (shifted[:, 0, 0] <= noise) | (right_norm <= noise)
         result |= {f"{name}_rel": np.where(dead, np.nan, relative[name]) for name in ("cos", "coef", "gap")}
     return result
 
 
-def _three(gram: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+def _three(gram: np.ndarray, apart: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """cos, coef, gap and the distance |m - r| for Gram matrices of (m, f_1, ..., f_k).
+
+    Args:
+        gram: of features.
+        apart: of features less any common one; the distance is the same from these.
+        weights: the coefficients.
 
     Returns:
         Measure to ``(samples,)``.
@@ -83,7 +93,7 @@ def _three(gram: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     mm = gram[:, 0, 0]
     mr = gram[:, 0, 1:] @ weights
     rr = np.einsum("p,npq,q->n", weights, gram[:, 1:, 1:], weights)
-    distance = np.sqrt(np.clip(np.einsum("p,npq,q->n", mixed, gram, mixed), 0, None))
+    distance = np.sqrt(np.clip(np.einsum("p,npq,q->n", mixed, apart, mixed), 0, None))
     length_m, length_r = np.sqrt(np.clip(mm, 0, None)), np.sqrt(np.clip(rr, 0, None))
     alive = (length_m > 0) & (length_r > 0)
     return {
