@@ -146,7 +146,7 @@ class InnerProducts:
 
         Raises:
             MergescopeError: a pair of these points was in no group.
-        """
+        """  # noqa: DOC502 (raised by what this calls)
         places = self._places(points)
         products = self._products(layer, [0, *places])
         along = products[:, 0, 1:] * (np.array(places) != 0)  # <f_o, d_p>; d_o is 0
