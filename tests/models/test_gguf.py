@@ -5,8 +5,11 @@ import json
 import pytest
 import torch
 from architectures import transformers
+from given_models import save_tokenizer
+from typer.testing import CliRunner
 
 import mergescope as ms
+from mergescope.cli import app
 from mergescope.errors import CheckpointError, MismatchError
 from mergescope.models.gguf import described, load_gguf
 
@@ -110,6 +113,22 @@ def test_the_network_and_its_checkpoint_are_measured_like_any_other(tmp_path):
     traced = ms.trace(test.points, [{"input_ids": torch.arange(12).view(2, 6)}], net)
     rows = ms.linearity(traced, test)
     assert [row.layer for row in rows.layers] == ["model.layers.0", "model.layers.1", "output"]
+
+
+def test_the_command_measures_a_file_with_its_directory_of_tokens(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = [write(tmp_path / f"{kind}.gguf", llama(), kind) for kind in ("F32", "Q8_0", "Q4_1")]
+    words = tmp_path / "words"
+    save_tokenizer(words)
+    (tmp_path / "texts.txt").write_text("the film was good\nso boring and bad\n")
+    said = CliRunner().invoke(app, [
+        "measure", "--base", str(files[0]), "--models", f"eight={files[1]}", f"four={files[2]}", "--data",
+        str(tmp_path / "texts.txt"), "--tokenizer", str(words), "--json",
+    ])  # fmt: skip
+    assert said.exit_code == 0, said.output
+    found = json.loads(said.stdout)
+    assert {pair["a"] + pair["b"] for pair in found["pairs"]} >= {"eightfour"}
+    assert {row["model"] for row in found["losses"]} >= {"eight", "four"}
 
 
 def test_tied_weights_are_one_tensor(tmp_path):

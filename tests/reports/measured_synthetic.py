@@ -31,7 +31,14 @@ def make_measured(
     for place, (kind, a, b) in enumerate(pairs):
         name = f"{a} + {b}"
         rows += _pair(place, kind, name, layers, alphas, data, trivial, bool(base), labels, predicts)
-        told = {"kind": kind, "data": list(data), "says": says(name), "reason": f"Reason of {name}."}
+        told = {
+            "kind": kind,
+            "a": a,
+            "b": b,
+            "data": list(data),
+            "says": says(name),
+            "reason": f"Reason of {name}.",
+        }
         verdicts.append({"pair": name, **told})
     ends = [*([base] if base else []), *models]
     merged = [f"{a} + {b}, merged" for a, b in combinations(models, 2)]
@@ -90,7 +97,7 @@ def _pair(place, kind, name, layers, alphas, data, trivial, base, labels, predic
 def view(**shape):
     """The view of a made-up measurement."""
     rows, verdicts = make_measured(**shape)
-    return Measured(rows, verdicts, [*shape.get("models", ()), shape.get("base", "base") or ""])
+    return Measured(rows, verdicts)
 
 
 def make_measured_run(path, provenance=None, **shape):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import os
@@ -63,7 +64,7 @@ def load_gguf(
 
 
 def dequantise(path: Path, out: Path | None = None) -> Path:
-    """Write a GGUF file as an ordinary directory: dequantised weights, configuration, tokenizer.
+    """Write a GGUF file as an ordinary directory: dequantised weights, configuration, tokenizer if there is one.
 
     Args:
         path: the file.
@@ -93,7 +94,9 @@ def dequantise(path: Path, out: Path | None = None) -> Path:
         plain.save_pretrained(folder)
         from transformers import AutoTokenizer
 
-        AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(folder)
+        # A file may hold none, or one that transformers can't build: then the user gives another.
+        with contextlib.suppress(ValueError):
+            AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(folder)
     return out
 
 

@@ -61,7 +61,7 @@ def load_model(
         MismatchError: keys or shapes don't fit the architecture; all are named.
         MergescopeError: there is no such dtype or device.
     """  # noqa: DOC502 (raised by what this calls)
-    wanted, place = _dtype(dtype), _device(device)
+    wanted, place = _dtype(dtype), usable_device(device)
     if not isinstance(source, Checkpoint) and find_gguf(source) is not None:
         return _from_transformers(Architecture.of(source), wanted, trust_remote_code, {}).to(place)
     checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
@@ -126,7 +126,18 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     return found
 
 
-def _device(device: torch.device | str) -> torch.device:
+def usable_device(device: torch.device | str) -> torch.device:
+    """A device, if it can be used.
+
+    Args:
+        device: as torch names it.
+
+    Returns:
+        The device.
+
+    Raises:
+        MergescopeError: this machine or this build of torch has none such.
+    """
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device

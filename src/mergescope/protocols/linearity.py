@@ -196,9 +196,14 @@ class Linearity:
         return next(entry for entry in self.layers if entry.layer == layer)
 
     @property
+    def evidence(self) -> list[LayerLinearity]:
+        """The layers that a verdict is judged on: not linear by construction, and with live features."""
+        return [entry for entry in self.layers if not entry.trivial and entry.measures["cos"].n]
+
+    @property
     def verdict(self) -> Verdict:
-        """Whether LLFC and CTL hold, judged on the layers that are not trivial."""
-        evidence = [entry for entry in self.layers if not entry.trivial and entry.measures["cos"].n]
+        """Whether LLFC and CTL hold, judged on [`Linearity.evidence`][]."""
+        evidence = self.evidence
         if not evidence:
             return Verdict(False, False, False, "no layer with live, non-trivial features")
         worst_cos = min(evidence, key=lambda entry: entry.measures["cos"].mean)

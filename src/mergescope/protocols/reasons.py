@@ -29,7 +29,7 @@ def reason(found: Linearity, local: Linearity | None = None, along: Barrier | No
         'Lowest cos 1.000 at output (baseline 1.000), coef furthest from 1: 1.000 at output'
     """
     verdict = found.verdict
-    evidence = _evidence(found)
+    evidence = found.evidence
     if not evidence:
         return f"There is {verdict.reason}."
     sentences = [f"{verdict.reason[0].upper()}{verdict.reason[1:]}."]
@@ -50,10 +50,6 @@ def reason(found: Linearity, local: Linearity | None = None, along: Barrier | No
             f"Loss barrier {along.loss_barrier:+.3f} (largest excess above the line between both ends)."
         )
     return " ".join(sentences)
-
-
-def _evidence(found: Linearity) -> list[LayerLinearity]:
-    return [entry for entry in found.layers if not entry.trivial and entry.measures["cos"].n]
 
 
 def _off(measure: str, entry: LayerLinearity) -> float:
@@ -77,7 +73,7 @@ def _blame(measure: str, broken: LayerLinearity, local: Linearity | None) -> str
     if broken.layer == OUTPUT:  # it is the last, and no layer that could be fed anything
         return f"Only the output's {measure} is {what}."
     first = f"The first layer whose {measure} is {what} is {broken.layer}"
-    alone = [] if local is None else _evidence(local)
+    alone = [] if local is None else local.evidence
     own = next((entry for entry in alone if entry.layer == broken.layer), None)
     if own is None:
         return f"{first}."

@@ -63,8 +63,7 @@ class Measured:
 
     Args:
         table: as [`rows`][mergescope.studies.measured.rows] gives them.
-        verdicts: a mapping for each pair with ``pair``, ``kind``, ``data``, ``says`` and ``reason``.
-        names: of the models, to tell the two of a pair apart; may be incomplete.
+        verdicts: a mapping for each pair with ``pair``, ``kind``, ``a``, ``b``, ``data``, ``says`` and ``reason``.
 
     Attributes:
         pairs: every pair with its verdict, in order.
@@ -81,9 +80,7 @@ class Measured:
         StudyError: there are no verdicts, or a pair has no rows.
     """
 
-    def __init__(
-        self, table: Iterable[Row], verdicts: Sequence[Mapping[str, Any]], names: Iterable[str] = ()
-    ) -> None:
+    def __init__(self, table: Iterable[Row], verdicts: Sequence[Mapping[str, Any]]) -> None:
         self._layers: dict[tuple[str, str, float, str, str], Row] = {}
         self._others: dict[tuple[str, str, str], list[Row]] = {}
         self.losses: dict[tuple[str, str], dict[str, Row]] = {}
@@ -111,8 +108,18 @@ class Measured:
         self.local = any(kind.endswith("-local") for kind, *_ in self._layers)
         relative = [row for row in self._layers.values() if row.measure == "gap_rel"]
         self.gap = "gap_rel" if any(math.isfinite(row.mean) for row in relative) else "gap_between"
-        known = {*names, *(model for model, _ in self.losses)}
-        self.pairs = [self._told(told, known) for told in verdicts]
+        self.pairs = [
+            Told(
+                told["kind"],
+                told["pair"],
+                told["a"],
+                told["b"],
+                tuple(told["data"]),
+                told["says"],
+                told["reason"],
+            )
+            for told in verdicts
+        ]
 
     @classmethod
     def of(cls, found: Measurement) -> Measured:
@@ -128,20 +135,15 @@ class Measured:
             {
                 "pair": pair.name,
                 "kind": pair.kind,
+                "a": pair.a,
+                "b": pair.b,
                 "data": pair.data,
                 "says": pair.word,
                 "reason": pair.reason,
             }
             for pair in found.pairs
         ]
-        return cls(rows(found), verdicts, [*found.models, *([] if found.base is None else [found.base])])
-
-    def _told(self, told: Mapping[str, Any], known: set[str]) -> Told:
-        a, b = ends(told["pair"], known)
-        pair = Told(told["kind"], told["pair"], a, b, tuple(told["data"]), told["says"], told["reason"])
-        if self.worst(pair, "cos") is None:
-            return Told(pair.kind, pair.name, a, b, pair.data, UNKNOWN, pair.reason)
-        return pair
+        return cls(rows(found), verdicts)
 
     def of_kind(self, kind: str) -> list[Told]:
         """Pairs of a kind.
@@ -304,25 +306,6 @@ class Measured:
             The name.
         """
         return self.labels[row.layer]
-
-
-def ends(pair: str, known: Iterable[str]) -> tuple[str, str]:
-    """The names of a pair's two models.
-
-    Args:
-        pair: ``"a + b"``; the names may hold a plus themselves.
-        known: names of models.
-
-    Returns:
-        First and second name: the split whose halves are known, else the first one.
-
-    Example:
-        >>> ends("a + b + c", {"a + b", "c"})
-        ('a + b', 'c')
-    """
-    names, parts = set(known), pair.split(" + ")
-    splits = [(" + ".join(parts[:i]), " + ".join(parts[i:])) for i in range(1, len(parts))]
-    return max(splits, key=lambda halves: len(names & set(halves)), default=(pair, ""))
 
 
 def badness(measure: str, value: float) -> float:

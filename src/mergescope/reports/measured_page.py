@@ -67,7 +67,7 @@ def load_measured(path: Path, about: Mapping[str, Any]) -> Measured:
     """
     provenance, file = about["provenance"], path / "run.yaml"
     verdicts = provenance.get("verdicts")
-    wanted = {"pair", "kind", "data", "says", "reason"}
+    wanted = {"pair", "kind", "a", "b", "data", "says", "reason"}
     if not isinstance(verdicts, list) or not verdicts:
         raise StudyError(f"{file} has no verdicts under 'provenance'. {_AGAIN}")
     if not isinstance(provenance.get("cost"), dict):
@@ -85,7 +85,7 @@ def load_measured(path: Path, about: Mapping[str, Any]) -> Measured:
     if not rows:
         raise StudyError(f"{path / RESULTS} is empty. {_AGAIN}")
     try:
-        found = Measured(rows, verdicts, provenance.get("models") or ())
+        found = Measured(rows, verdicts)
     except StudyError as error:
         raise StudyError(f"{path / RESULTS}: {error}") from error
     lacking = [

@@ -195,13 +195,13 @@ def shorten(text: str, length: int = 22) -> str:
 
     Example:
         >>> shorten("a very long name of a task", 11)
-        'a ver…a task'
+        'a ver… task'
     """
     text = " ".join(text.split())
     if len(text) <= length:
         return text
     half = (length - 1) // 2
-    return f"{text[:half]}…{text[len(text) - (length - half) :]}"
+    return f"{text[:half]}…{text[len(text) - (length - 1 - half) :]}"
 
 
 def family_name(family: tuple[str, str], inches: float) -> str:

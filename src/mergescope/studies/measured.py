@@ -134,6 +134,8 @@ def write_measurement(
         {
             "pair": pair.name,
             "kind": pair.kind,
+            "a": pair.a,
+            "b": pair.b,
             "data": list(pair.data),
             "says": pair.word,
             "reason": pair.reason,

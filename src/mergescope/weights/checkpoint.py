@@ -67,6 +67,7 @@ class Checkpoint:
         self.directory: Path | None = store.directory
         self.commit: str | None = store.commit
         self._digest: str | None = None
+        self._finite = False
         self._spec: Mapping[str, TensorSpec] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -194,11 +195,13 @@ class Checkpoint:
         return self._digest
 
     def require_finite(self) -> None:
-        """Refuse NaN and infinite weights, which would spread to every combination. Reads all.
+        """Refuse NaN and infinite weights, which would spread to every combination. Reads all, once.
 
         Raises:
             CheckpointError: some weights are not finite; every such tensor is named.
         """
+        if self._finite:
+            return
         bad = []
         for key in self.keys():
             value = self.tensor(key)
@@ -211,6 +214,7 @@ class Checkpoint:
                 f"{self.name}{where} has NaN or infinite weights in {', '.join(bad)}. Training diverged or "
                 "the file is damaged: leave this model out or fetch it again."
             )
+        self._finite = True
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Checkpoint):
