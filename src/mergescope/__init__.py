@@ -16,6 +16,7 @@ _HOME = {
     "merging": ("save",),
     "models": (
         "MLP",
+        "ResNet",
         "ViT",
         "empty_model",
         "find_layers",

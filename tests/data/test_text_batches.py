@@ -383,3 +383,13 @@ def test_a_trace_over_encoded_texts_does_not_depend_on_the_batch_size(tmp_path, 
     for other in grams[1:]:
         for one, two in zip(grams[0], other, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_some_samples_in_any_order_are_one_batch_with_their_labels(words):
+    data = encode(table(label=[1, 0, 0, 1, 1]), words, batch_size=2, label_column="label")
+    got = data.batch(torch.tensor([3, 0, 3]))
+    for row, text in enumerate((TEXTS[3], TEXTS[0], TEXTS[3])):
+        kept = got["input_ids"][row][got["attention_mask"][row].bool()].tolist()
+        assert [token for token in kept if token in number(text)] == number(text)
+    assert got["labels"].tolist() == [1, 1, 1]
+    assert data.batch(torch.tensor([1]))["labels"].tolist() == [0]

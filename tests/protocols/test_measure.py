@@ -311,6 +311,16 @@ def test_layers_without_evidence_give_no_verdict():
     held = HeldOut("x", [torch.randn(5, 6)], net, logits=False)
     (pair,) = measure(None, models, [held], Settings(layers=["0", "1"], **QUIET)).pairs
     assert pair.reason == "There is no layer with live, non-trivial features."
+    assert pair.word == "no verdict"
+
+
+def test_guessed_layers_are_told():
+    net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.ReLU())
+    base, a, b, _ = family(net)
+    held = HeldOut("x", [torch.randn(5, 6)], net, logits=False)
+    notes = measure(base, {"a": a, "b": b}, [held], Settings(**QUIET)).notes
+    assert len(notes) == 1 and "the layers of Sequential are a guess" in notes[0]
+    assert not measure(base, {"a": a, "b": b}, [held], Settings(layers="0", **QUIET)).notes
 
 
 # -- predictions -----------------------------------------------------------------------------------

@@ -175,6 +175,12 @@ def test_an_empty_model_is_streamed_unless_told_otherwise(saved):
             ms.trace([base, a], batches_for("llama"), ms.empty_model(base), executor=executor)
 
 
+def test_a_device_that_is_not_there_is_said(saved):
+    base, a, _ = saved("llama")
+    with pytest.raises(MergescopeError, match="device='gpu' can't be used here"):
+        ms.trace([base, a], batches_for("llama"), ms.empty_model(base), device="gpu")
+
+
 def test_no_more_than_one_block_is_in_memory(saved, monkeypatch):
     base, a, b = saved("llama")
     model = ms.empty_model(base)

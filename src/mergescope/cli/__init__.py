@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from mergescope._version import __version__
-from mergescope.cli import check, demo, geometry, layers, measure, merge, report, study
+from mergescope.cli import check, demo, finetune, geometry, layers, measure, merge, report, study
+from mergescope.cli.many_values import many_values
 from mergescope.errors import MergescopeError
 
 app = typer.Typer(
@@ -22,9 +23,10 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("check")(check.check)
 app.command("geometry")(geometry.geometry)
-app.command("measure", cls=measure.ManyValues)(measure.measure)
+app.command("finetune", cls=many_values(*finetune.VARIADIC))(finetune.finetune)
+app.command("measure", cls=many_values(*measure.VARIADIC))(measure.measure)
 app.command("layers")(layers.layers)
-app.command("merge")(merge.merge)
+app.command("merge", cls=many_values("--parameter"))(merge.merge)
 app.command("report")(report.report)
 app.add_typer(study.app, name="study")
 

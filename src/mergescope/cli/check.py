@@ -6,10 +6,16 @@ from typing import Annotated
 
 import typer
 
+from mergescope.cli.family_options import FAMILY, REGIME, models_or_family
+
 
 def check(
-    models: Annotated[list[str], typer.Argument(help="A recipe (.yml), or models: paths or hub ids.")],
+    models: Annotated[
+        list[str] | None, typer.Argument(help="A recipe (.yml), or models: paths or hub ids.")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="The model that they were fine-tuned from.")] = None,
+    family: Annotated[str | None, typer.Option(help=FAMILY)] = None,
+    regime: Annotated[str | None, typer.Option(help=REGIME)] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Read headers, configs and tokenizers only.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Name every tensor of every finding.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every tensor named.")] = False,
@@ -32,13 +38,17 @@ def check(
     from mergescope.merging.check import check as run
     from mergescope.merging.merge import default_threads
 
+    given = models_or_family(models, base, family, regime)
+    models = models or []
     recipes = [name for name in models if name.endswith((".yml", ".yaml")) and not Path(name).is_dir()]
     if recipes and (len(models) > 1 or base is not None):
         raise MergescopeError(
             f"{recipes[0]} is a recipe and names its models: give it alone, without --base."
         )
     count = threads or default_threads()
-    if recipes:
+    if given is not None:
+        report = run(given[1], given[0], fast=fast, threads=count, progress=True)
+    elif recipes:
         report = run(recipe=Path(recipes[0]), fast=fast, threads=count, progress=True)
     else:
         report = run(models, base, fast=fast, threads=count, progress=True)

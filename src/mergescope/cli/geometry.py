@@ -7,10 +7,15 @@ from typing import Annotated
 
 import typer
 
+from mergescope.cli.family_options import FAMILY, REGIME, models_or_family
+from mergescope.errors import MergescopeError
+
 
 def geometry(
-    models: Annotated[list[str], typer.Argument(help="Fine-tuned models: paths or hub ids.")],
-    base: Annotated[str, typer.Option(help="The model that they were fine-tuned from.")],
+    models: Annotated[list[str] | None, typer.Argument(help="Fine-tuned models: paths or hub ids.")] = None,
+    base: Annotated[str | None, typer.Option(help="The model that they were fine-tuned from.")] = None,
+    family: Annotated[str | None, typer.Option(help=FAMILY)] = None,
+    regime: Annotated[str | None, typer.Option(help=REGIME)] = None,
     out: Annotated[
         Path | None, typer.Option(help="Directory for geometry.parquet and figures (SVG, PNG).")
     ] = None,
@@ -20,12 +25,19 @@ def geometry(
     """Measure task vectors: relative distances, cosines, sign conflicts; by block and kind of module.
 
     [bold]Example:[/] mergescope geometry org/a org/b --base org/base --out geometry/
-    """
-    from mergescope.merging.check import open_distinct
+    """  # noqa: DOC501 (typer shows this text to users)
     from mergescope.merging.merge import default_threads
     from mergescope.weights.geometry import geometry as run
 
-    first, *others = open_distinct([base, *models])
+    given = models_or_family(models, base, family, regime)
+    if given is None:
+        from mergescope.merging.check import open_distinct
+
+        if not models or base is None:
+            raise MergescopeError("Name the models and --base, or --family DIR.")
+        first, *others = open_distinct([base, *models])
+    else:
+        first, others = given
     found = run(first, others, threads=threads or default_threads(), progress=True)
     if out is not None:
         from mergescope.reports.geometry_figures import write_geometry_figures

@@ -6,48 +6,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+
+from mergescope.cli.family_options import FAMILY, REGIME, require_family
 
 VARIADIC = ("--models", "--data", "--layers", "--alphas")
 
 
-class ManyValues(TyperCommand):
-    """A command whose ``--models A B C`` means ``--models A --models B --models C``."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Repeat the options that take several values.
-
-        Args:
-            ctx: of click.
-            args: the command line.
-
-        Returns:
-            What is left of it.
-        """
-        out: list[str] = []
-        current = ""
-        for arg in args:
-            if arg.startswith("-") and not _number(arg):
-                name = arg.partition("=")[0]
-                current = name if name in VARIADIC else ""
-            elif current and out[-1] != current:
-                out.append(current)
-            out.append(arg)
-        return super().parse_args(ctx, out)
-
-
-def _number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def measure(
-    models: Annotated[list[str], typer.Option(help="Fine-tunes: [NAME=]path, hub id or base+adapter; several.")],
-    data: Annotated[list[str], typer.Option(help="[NAME=]hub id, file or directory; several. NAME: whose task.")],
+    models: Annotated[list[str] | None, typer.Option(help="[NAME=]path, hub id or base+adapter; several.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="[NAME=]hub id or path; several. NAME: whose task.")] = None,
     base: Annotated[str | None, typer.Option(help="The model that they were fine-tuned from.")] = None,
+    family: Annotated[str | None, typer.Option(help=FAMILY + " In place of models and data.")] = None,
+    regime: Annotated[str | None, typer.Option(help=REGIME)] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory for results, figures and the report.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Open everything, print the plan and stop.")] = False,
@@ -56,6 +26,7 @@ def measure(
     features: Annotated[str, typer.Option(help="auto, all, mean, last, cls or each (token).")] = "auto",
     centred: Annotated[bool, typer.Option("--centred", help="Subtract the base's mean feature.")] = False,
     local: Annotated[bool, typer.Option(help="Also feed every layer the base's input.")] = True,
+    linearized: Annotated[bool | None, typer.Option(help="In the linearised network (auto: if trained so).")] = None,
     split: Annotated[str | None, typer.Option(help="Split of the data (default: test, else validation).")] = None,
     data_config: Annotated[str | None, typer.Option(help="Configuration of a hub data set.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of texts, or two with a comma.")] = None,
@@ -83,22 +54,32 @@ def measure(
     Where models end in different heads, their common body is measured. Data named
     like a model (--data spam=...) then run through that model's own head.
 
+    A family that mergescope finetune made has models and data: --family DIR.
+
     [bold]Example:[/] mergescope measure --base org/base --models org/a org/b --data org/texts
     """
     from mergescope.protocols.measure import Settings
     from mergescope.studies.given import DataOptions, Options, prepare
     from mergescope.studies.measured import open_run, write_measurement
 
+    require_family(family, regime)
     run = None if out is None or dry_run else open_run(out)  # not after an hour of measuring
     settings = Settings(
         alphas=tuple(alphas or (0.5,)), layers=tuple(layers) if layers and layers != ["blocks"] else "blocks",
         features=features, local=local, centred=centred, executor=executor, device=device, seed=seed,
+        linearized=linearized,
     )  # fmt: skip
     wanted = DataOptions(
-        tuple(data), split, data_config, text_column, image_column, label_column, template, prompt, limit or None,
+        tuple(data or ()), split, data_config, text_column, image_column, label_column, template, prompt, limit or None,
         batch_size, max_length, tokenizer, seed,
     )  # fmt: skip
-    given = prepare(Options(base, tuple(models), wanted, settings, dtype), calibrate=calibrate)
+    options = Options(base, tuple(models or ()), wanted, settings, dtype)
+    if family is None:
+        given = prepare(options, calibrate=calibrate)
+    else:
+        from mergescope.studies.given_family import prepare_family
+
+        given = prepare_family(family, regime, options, calibrate=calibrate)
     if dry_run:
         _print_plan(given.plan(), as_json)
         return

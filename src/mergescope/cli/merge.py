@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from mergescope.cli.family_options import REGIME
 
 if TYPE_CHECKING:
     from mergescope.merging.plan import Job
 
 
 def merge(
-    recipe: Annotated[Path, typer.Argument(help="Recipe in mergekit's YAML.")],
-    out: Annotated[Path, typer.Argument(help="Directory to make.")],
+    recipe: Annotated[Path | None, typer.Argument(help="Recipe in mergekit's YAML.")] = None,
+    out: Annotated[Path | None, typer.Argument(help="Directory to make.")] = None,
+    family: Annotated[
+        str | None, typer.Option(help="In place of a recipe: a family of mergescope finetune.")
+    ] = None,
+    regime: Annotated[str | None, typer.Option(help=REGIME)] = None,
+    method: Annotated[str | None, typer.Option(help="Of a family: linear, task_arithmetic, ties ...")] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option(help="Of a family's method: NAME=VALUE, for all models; several.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Of a family: where its base is now.")] = None,
+    family_out: Annotated[Path | None, typer.Option("--out", help="Of a family: directory to make.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing directory.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from an interrupted merge.")] = False,
@@ -28,6 +40,8 @@ def merge(
 ) -> None:
     """Merge models by a recipe into a directory that from_pretrained loads.
 
+    All models of a family are merged without a recipe: mergescope merge --family DIR --method ties --out merged/
+
     [bold]Example:[/] mergescope merge recipe.yml merged/ --dry-run
     """  # noqa: DOC501 (typer's way to end with a status)
     import time
@@ -40,10 +54,11 @@ def merge(
 
     started = time.perf_counter()
     parse_size(max_shard_size)
-    plan = make_plan(read_recipe(recipe), seed=seed)
-    method = plan.recipe.method
+    source, out = _what_and_where(recipe, out, family, family_out, (regime, method, parameter, base))
+    plan = make_plan(read_recipe(source), seed=seed)
+    chosen = plan.recipe.method
     count = threads or default_threads()
-    typer.echo(f"{method.name}: {method.summary}")
+    typer.echo(f"{chosen.name}: {chosen.summary}")
     typer.echo(
         f"{len(plan.models)} models, {len(plan.jobs)} tensors; read {_size(plan.bytes_read)}, write "
         f"{_size(plan.bytes_written)}; about {_size(plan.expected_memory(count))} of working memory for {count} threads"
@@ -56,7 +71,7 @@ def merge(
         except MergescopeError as error:
             typer.echo(f"note: {error}")
         for job in plan.jobs:
-            what = f"copied from {job.labels[0]}" if job.copy else f"{method.name} of {_shares(job)}"
+            what = f"copied from {job.labels[0]}" if job.copy else f"{chosen.name} of {_shares(job)}"
             typer.echo(f"  {job.name}  {job.spec}  {what}")
         return
     try:
@@ -68,6 +83,54 @@ def merge(
         typer.echo("Interrupted. What is done is kept: add --resume to go on from there.", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"Merged into {out} in {time.perf_counter() - started:.1f} s")
+
+
+def _what_and_where(
+    recipe: Path | None,
+    out: Path | None,
+    family: str | None,
+    family_out: Path | None,
+    said: tuple[str | None, str | None, list[str] | None, str | None],
+) -> tuple[Any, Path]:
+    from mergescope.errors import MergescopeError
+
+    if family is None:
+        if any(said) or family_out is not None:
+            raise MergescopeError(
+                "--regime, --method, --parameter, --base and --out are for --family DIR. A recipe says the rest: "
+                "mergescope merge RECIPE OUT."
+            )
+        if recipe is None or out is None:
+            raise MergescopeError(
+                "Say what to merge and where: mergescope merge RECIPE OUT, or --family DIR --method METHOD --out OUT."
+            )
+        return recipe, out
+    if recipe is not None:
+        raise MergescopeError(
+            f"--family {family} takes the place of the recipe {recipe}. Name OUT with --out."
+        )
+    if family_out is None:
+        raise MergescopeError("There is no place for the merged model. Give --out DIR.")
+    from mergescope.studies.opened_families import family_recipe
+
+    regime, method, parameters, base = said
+    return family_recipe(family, regime, method, _parameters(parameters or []), base=base), family_out
+
+
+def _parameters(texts: list[str]) -> dict[str, Any]:
+    import yaml
+
+    from mergescope.errors import MergescopeError
+
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not value:
+            raise MergescopeError(
+                f"--parameter {text!r} is not understood. Write NAME=VALUE, such as density=0.5."
+            )
+        found[name] = yaml.safe_load(value)
+    return found
 
 
 def _shares(job: Job) -> str:

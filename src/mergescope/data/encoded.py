@@ -16,7 +16,7 @@ from mergescope.data.labels import Labels, read_labels
 from mergescope.data.pictures import ImageProcessor
 from mergescope.data.samples import Sample
 from mergescope.data.splits import SYNONYMS
-from mergescope.data.templates import Texts, choose_texts
+from mergescope.data.templates import Template, Texts, choose_texts
 from mergescope.data.tokens import TextProcessor
 from mergescope.errors import DataError
 from mergescope.progress import progress_bar
@@ -203,15 +203,17 @@ def encode(
     template: str | None = None,
     prompt: str | None = None,
     label_column: str | None = None,
+    answer_column: str | None = None,
     classes: int | None = None,
-    label2id: Mapping[str, int] | None = None,
+    label2id: Mapping[str, int] | Mapping[int, int] | None = None,
     budget: int = BUDGET,
     progress: bool = True,
 ) -> Batches:
     """Prepare a table for the models that a processor belongs to.
 
     Batches have ``labels`` where the model's outputs can be compared with them: class numbers for
-    classifiers, next tokens for causal language models, else none.
+    classifiers, next tokens for causal language models, the tokens of the answers for encoder-decoders
+    where ``answer_column`` says which they are, else none.
 
     Args:
         table: the rows, for example of [`load_table`][mergescope.data.load_table].
@@ -225,8 +227,10 @@ def encode(
         prompt: a column or template whose text comes first. Its tokens count neither as features
             nor for the loss (``token_mask``).
         label_column: the labels' column, if its name does not say so.
+        answer_column: what an encoder-decoder is to write, as one column.
         classes: how many classes the model's outputs are, if its configuration does not say it.
-        label2id: numbers of named classes, if not those of the model's configuration.
+        label2id: the model's numbers of the data's classes, by name or number, if not those of its
+            configuration.
         budget: bytes of batches to keep in memory.
         progress: show a bar on a terminal.
 
@@ -240,6 +244,11 @@ def encode(
     if SYNONYMS.get(str(table.split)) == "train":
         notes.append("these are training data: models look better on what they were trained on")
     head, labels, column = processor.head, None, None
+    if answer_column is not None and getattr(processor, "kind", None) != "encoder-decoder":
+        raise DataError(
+            f"The column {answer_column!r} holds answers to be written, which only an encoder-decoder learns. For a "
+            "causal language model, answers are the text and questions the prompt."
+        )
     wanted = head.target == CLASSES or classes is not None
     if wanted or label_column is not None:
         column = choose_label_column(table, label_column)
@@ -258,14 +267,19 @@ def encode(
         )
         limit, said = processor.limit(max_length, 1 if texts.pair is None else 2)
         notes += said
-        read = _text_reader(table, processor, texts, limit)
+        answers = None if answer_column is None else Template.of_column(answer_column, table, "the answers")
+        read = _text_reader(table, processor, texts, limit, answers)
     return Batches(
         read, processor.collate, len(table), batch_size, labels=labels, notes=notes, budget=budget, progress=progress,
     )  # fmt: skip
 
 
 def _text_reader(
-    table: datasets.Dataset, processor: TextProcessor, texts: Texts, limit: int | None
+    table: datasets.Dataset,
+    processor: TextProcessor,
+    texts: Texts,
+    limit: int | None,
+    answers: Template | None,
 ) -> Reader:
     if texts.pair is not None and processor.kind == "decoder":
         first, second = texts.text.columns[0], texts.pair.columns[0]
@@ -274,13 +288,16 @@ def _text_reader(
             f"--template '{{{first}}} {{{second}}}', or choose one with --text-column."
         )
     parts = [texts.text] if texts.pair is None else [texts.text, texts.pair]
-    used = table.select_columns(texts.columns)
+    used = table.select_columns(list(dict.fromkeys([*texts.columns, *(answers.columns if answers else ())])))
 
     def read(rows: Sequence[int]) -> list[Sample | str]:
         found = used[list(rows)]
         lines = [{name: values[place] for name, values in found.items()} for place in range(len(rows))]
         prompts = None if texts.prompt is None else [texts.prompt.fill(line) for line in lines]
-        return processor.samples([tuple(part.fill(line) for part in parts) for line in lines], prompts, limit)
+        wanted = None if answers is None else [answers.fill(line) for line in lines]
+        return processor.samples(
+            [tuple(part.fill(line) for part in parts) for line in lines], prompts, limit, wanted
+        )
 
     return read
 

@@ -40,7 +40,7 @@ def read_labels(
     column: str,
     *,
     classes: int | None = None,
-    label2id: Mapping[str, int] | None = None,
+    label2id: Mapping[str, int] | Mapping[int, int] | None = None,
 ) -> Labels:
     """Class numbers of all rows.
 
@@ -52,7 +52,8 @@ def read_labels(
         table: the rows.
         column: of the labels.
         classes: how many the model knows.
-        label2id: the model's numbers.
+        label2id: the model's numbers, by name or by the data's own numbers. By number, other classes
+            must not occur.
 
     Returns:
         The labels.
@@ -82,6 +83,8 @@ def read_labels(
             occurs = np.isin(np.arange(len(names)), ids)
             numbers = _numbers(column, names, label2id, occurs.tolist())
             _require_range(table, column, ids, len(names))
+    if label2id and _by_number(label2id):
+        return _renumbered(column, ids, names, label2id)  # type: ignore[arg-type]
     notes = []
     if names is not None and numbers is not None:
         if numbers != list(range(len(names))):
@@ -103,15 +106,40 @@ def read_labels(
     return Labels(torch.from_numpy(ids), None if names is None else tuple(names), tuple(notes))
 
 
+def _by_number(label2id: Mapping[str, int] | Mapping[int, int]) -> bool:
+    return all(isinstance(key, int) for key in label2id)
+
+
+def _renumbered(column: str, ids: np.ndarray, names: Sequence[str] | None, new: Mapping[int, int]) -> Labels:
+    others = sorted(set(ids.tolist()) - set(new))
+    if others:
+        raise DataError(
+            f"The label column {column!r} has the classes {others[:SHOWN]}, and the task is made up of {sorted(new)}. "
+            "Leave their rows out, or choose them as well."
+        )
+    lookup = np.zeros(max(new) + 1, dtype=np.int64)
+    lookup[list(new)] = list(new.values())
+    kept = None if names is None else tuple(names[old] for old in sorted(new, key=new.__getitem__))
+    shown = ", ".join(f"{old} = {number}" for old, number in list(new.items())[:SHOWN])
+    changed = any(old != number for old, number in new.items())
+    notes = (
+        (f"the classes are numbered anew: {shown}{', ...' if len(new) > SHOWN else ''}",) if changed else ()
+    )
+    return Labels(torch.from_numpy(lookup[ids]), kept, notes)
+
+
 def _ordered(names: Sequence[str], numbers: Sequence[int]) -> list[str]:
     placed = {number: name for name, number in zip(names, numbers, strict=True) if number >= 0}
     return [placed.get(number, str(number)) for number in range(max(placed) + 1)]
 
 
 def _numbers(
-    column: str, names: Sequence[str], label2id: Mapping[str, int] | None, occurs: Sequence[bool]
+    column: str,
+    names: Sequence[str],
+    label2id: Mapping[str, int] | Mapping[int, int] | None,
+    occurs: Sequence[bool],
 ) -> list[int] | None:
-    if not label2id or all(re.fullmatch(r"LABEL_\d+", str(name)) for name in label2id):
+    if not label2id or _by_number(label2id) or all(re.fullmatch(r"LABEL_\d+", str(n)) for n in label2id):
         return None
     exact = {str(name): int(number) for name, number in label2id.items()}
     folded = {name.casefold(): number for name, number in exact.items()}

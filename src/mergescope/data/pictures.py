@@ -146,7 +146,7 @@ def from_net_config(
         A function for [`ImageProcessor`][], and the channels.
 
     Raises:
-        DataError: the network's input is no square image.
+        DataError: the network's input is no square image of 1 or 3 channels.
 
     Example:
         >>> prepare, channels = from_net_config({"model_type": "mergescope-mlp", "sizes": [16, 3]})
@@ -155,6 +155,11 @@ def from_net_config(
     """
     if "image" in config:
         side, channels = int(config["image"]), int(config.get("channels", 1))
+        if channels not in (1, 3):
+            raise DataError(
+                f"The network takes images of {channels} channels; only grey (1) and RGB (3) can be made. Make the "
+                "batches yourself, as pairs of tensors."
+            )
     else:
         inputs = int((config.get("sizes") or [0])[0])
         channels = next((c for c in (1, 3) if inputs and math.isqrt(inputs // c) ** 2 * c == inputs), 0)

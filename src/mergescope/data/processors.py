@@ -90,7 +90,7 @@ def _image_processor(source: Path, config: Mapping[str, Any]) -> ImageProcessor:
 
 
 def _text_processor(source: Path, kind: str, config: Mapping[str, Any]) -> TextProcessor:
-    tokenizer = _tokenizer(source)
+    tokenizer = load_tokenizer(source)
     notes: tuple[str, ...] = ()
     if tokenizer.pad_token_id is None:
         end = tokenizer.eos_token
@@ -109,7 +109,19 @@ def _text_processor(source: Path, kind: str, config: Mapping[str, Any]) -> TextP
     )
 
 
-def _tokenizer(source: Path) -> Any:
+def load_tokenizer(directory: str | os.PathLike[str]) -> Any:
+    """The tokenizer of a directory, from its local files.
+
+    Args:
+        directory: with the tokenizer's files.
+
+    Returns:
+        A tokenizer of transformers, which cuts texts off at their end.
+
+    Raises:
+        DataError: there is none, or it can't be loaded.
+    """
+    source = Path(directory).expanduser()
     # transformers 5 makes a tokenizer of five special tokens where there is no vocabulary.
     if not any((source / name).is_file() for name in VOCABULARIES) and not _needs_no_vocabulary(source):
         raise DataError(

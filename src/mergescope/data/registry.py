@@ -20,6 +20,7 @@ from mergescope.data.columns import (
     choose_label_column,
     describe_columns,
     is_text,
+    known_column,
 )
 from mergescope.data.prompts import ALIASES, GENERIC, TEMPLATES, WORDINGS, Wording, canonical, known_classes
 from mergescope.data.sources import load_table
@@ -146,13 +147,22 @@ def _joined(name: str) -> str:
     return canonical(name).replace(" ", "")
 
 
-def task_spec(name_or_path: str | os.PathLike[str]) -> TaskSpec:
+def task_spec(
+    name_or_path: str | os.PathLike[str],
+    *,
+    label_column: str | None = None,
+    text: str | None = None,
+    answer_column: str | None = None,
+) -> TaskSpec:
     """The description of a task.
 
     Args:
         name_or_path: a known task; a known task or a new name with its data, ``name=directory``; a
             local directory with train and test splits; a hub id. Known tasks and hub ids may end
             in ``@revision``. A path that exists wins over everything else.
+        label_column: the labels' column, if its name does not say so.
+        text: the texts' column, two with a comma between, or a template with columns in braces.
+        answer_column: what is to be written, which makes it a text-to-text task.
 
     Returns:
         The description. For data that nobody has described, their columns decide what kind of task
@@ -167,29 +177,69 @@ def task_spec(name_or_path: str | os.PathLike[str]) -> TaskSpec:
         >>> task_spec("dtd@v1").revision
         'v1'
     """
-    text = os.fspath(name_or_path).strip()
-    if Path(text).expanduser().exists():
-        return _described(Path(text).expanduser().resolve().name, text)
-    name, equals, source = (part.strip() for part in text.partition("="))
+    said = _Said(label_column, text, answer_column)
+    given = os.fspath(name_or_path).strip()
+    if Path(given).expanduser().exists():
+        return _described(Path(given).expanduser().resolve().name, given, said)
+    name, equals, source = (part.strip() for part in given.partition("="))
     if equals and "/" not in name:
         if not name or not source:
-            raise DataError(f"The task {text!r} has an empty part. Write name=directory.")
+            raise DataError(f"The task {given!r} has an empty part. Write name=directory.")
         known = known_task(name)
-        return _described(name, source) if known is None else _at(TASKS[known], source)
-    plain, at, revision = text.partition("@")
+        return _described(name, source, said) if known is None else said.over(_at(TASKS[known], source))
+    plain, at, revision = given.partition("@")
     known = known_task(plain)
     if known is not None:
-        return replace(TASKS[known], revision=revision) if at else TASKS[known]
+        return said.over(replace(TASKS[known], revision=revision) if at else TASKS[known])
     hint = did_you_mean(plain, [*TASKS, *(spec.source for spec in TASKS.values())])
     if plain.count("/") == 1 and not plain.startswith((".", "/", "~")):
         try:
-            return _described(plain.rpartition("/")[2], plain, revision or None)
+            return _described(plain.rpartition("/")[2], plain, said, revision or None)
         except DataError as error:
             raise DataError(f"{error}{hint}") from error
     raise DataError(
-        f"There is no task {text!r}.{hint} Known tasks: {', '.join(TASKS)}. For other data give a directory, "
+        f"There is no task {given!r}.{hint} Known tasks: {', '.join(TASKS)}. For other data give a directory, "
         "name=directory or a hub id."
     )
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What the user says of the columns."""
+
+    label: str | None = None
+    text: str | None = None
+    answer: str | None = None
+
+    def over(self, spec: TaskSpec) -> TaskSpec:
+        # What is known of a task stays where nothing is said.
+        if self.label is not None:
+            spec = replace(spec, columns={**spec.columns, "label": self.label})
+        if spec.wording is not None and (self.text, self.answer) != (None, None):
+            spec = replace(
+                spec,
+                wording=Wording(
+                    spec.wording.text if self.text is None else as_template(self.text),
+                    spec.wording.answer if self.answer is None else f"{{{self.answer}}}",
+                ),
+            )
+        return spec
+
+
+def as_template(text: str) -> str:
+    """A choice of columns as a template.
+
+    Args:
+        text: a column, two with a comma between, or a template.
+
+    Returns:
+        The template.
+
+    Example:
+        >>> as_template("premise,hypothesis"), as_template("summarize: {document}")
+        ('{premise} {hypothesis}', 'summarize: {document}')
+    """
+    return text if "{" in text else " ".join(f"{{{name.strip()}}}" for name in text.split(","))
 
 
 def _at(spec: TaskSpec, source: str) -> TaskSpec:
@@ -203,7 +253,7 @@ def _at(spec: TaskSpec, source: str) -> TaskSpec:
     return replace(spec, source=source, revision=None, config=spec.config if kept else None)
 
 
-def _described(name: str, source: str, revision: str | None = None) -> TaskSpec:
+def _described(name: str, source: str, said: _Said, revision: str | None = None) -> TaskSpec:
     table = load_table(source, revision=revision)
     path = Path(source).expanduser()
     names = _split_names(path) if path.is_dir() else [str(table.split)]
@@ -217,10 +267,20 @@ def _described(name: str, source: str, revision: str | None = None) -> TaskSpec:
     others = [split for split in names if split != test and SYNONYMS.get(split.lower()) == "validation"]
     if others:  # its makers know best which rows are alike
         splits["validation"] = others[0]
-    kind, columns = _roles(table, source)
+    kind, columns = _roles(table, source, said)
     templates = GENERIC if kind == IMAGES else ()
+    wording = None
+    if said.answer is not None:
+        wording = Wording(as_template(columns.pop("text")), f"{{{said.answer}}}")
     return TaskSpec(
-        name, source, kind, revision=revision, columns=columns, splits=splits, templates=templates
+        name,
+        source,
+        kind,
+        revision=revision,
+        columns=columns,
+        splits=splits,
+        templates=templates,
+        wording=wording,
     )
 
 
@@ -232,8 +292,11 @@ def _split_names(path: Path) -> list[str]:
     return files if any(name in SYNONYMS for name in files) else list(image_files(path)) or files
 
 
-def _roles(table: datasets.Dataset, source: str) -> tuple[str, dict[str, str]]:
-    label = choose_label_column(table)
+def _roles(table: datasets.Dataset, source: str, said: _Said) -> tuple[str, dict[str, str]]:
+    if said.answer is not None:
+        answer = known_column(table, said.answer, "the answers")
+        return TEXT_TO_TEXT, {"text": said.text or ",".join(choose_texts(table, label_column=answer).columns)}
+    label = choose_label_column(table, said.label)
     pictures = any(type(feature).__name__ == "Image" for feature in table.features.values())
     if label is None:
         raise DataError(
@@ -246,6 +309,8 @@ def _roles(table: datasets.Dataset, source: str) -> tuple[str, dict[str, str]]:
     if is_text(table.features[label]) and len(table) >= 20 and different > len(table) / 2:
         raise DataError(
             f"The column {label!r} of {source} has {different} different texts in {len(table)} rows, so these are no "
-            "classes. Write classes, or describe a text-to-text task with a TaskSpec and its wording."
+            "classes. Write classes, or say that this is the column of answers to be written (answer_column)."
         )
-    return TEXTS, {"text": ",".join(choose_texts(table, label_column=label).columns), "label": label}
+    return TEXTS, {
+        "text": said.text or ",".join(choose_texts(table, label_column=label).columns), "label": label,
+    }  # fmt: skip

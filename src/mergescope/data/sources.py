@@ -124,7 +124,7 @@ def _subset(table: datasets.Dataset, limit: int, seed: int, label_column: str | 
 
     chosen = np.sort(np.random.default_rng(seed).permutation(len(table))[:limit])
     subset = table.select(chosen)
-    with _quiet():
+    with quiet_datasets():
         for column in label_columns(table, label_column):
             if is_text(table.features[column]):
                 names = sorted({value for value in table[column][:] if value is not None})
@@ -167,7 +167,7 @@ def _read(name: str, files: list[Path]) -> datasets.Dataset:
         # By default the words "NA", "null" and "None" would be read as nothing at all.
         options = {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False, "na_values": [""]}
     try:
-        with _quiet():
+        with quiet_datasets():
             table = datasets.load_dataset(
                 FORMATS[suffix], data_files={name: [str(file) for file in files]}, split=name, **options
             )
@@ -276,7 +276,12 @@ def _reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_datasets() -> Iterator[None]:
+    """Hide the progress bars of the datasets library: they say what it caches, not how far we are.
+
+    Yields:
+        Nothing; the bars are back afterwards, if there were any.
+    """
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     disabled = are_progress_bars_disabled()

@@ -12,7 +12,7 @@ from mergescope.data.columns import choose_image_column, is_text, known_column
 from mergescope.data.labels import read_labels
 from mergescope.data.prompts import Wording, canonical
 from mergescope.data.registry import TEXT_TO_TEXT, TaskSpec
-from mergescope.data.sources import _quiet, load_table
+from mergescope.data.sources import load_table, quiet_datasets
 from mergescope.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -51,23 +51,34 @@ def held_out(rows: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[count:]), np.sort(order[:count])
 
 
-def load_split(spec: TaskSpec, split: str, *, limit: int | None = None, seed: int = 0) -> datasets.Dataset:
+def load_split(
+    spec: TaskSpec,
+    split: str,
+    *,
+    classes: Sequence[int] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> datasets.Dataset:
     """One split of a task.
 
     Args:
         spec: the task.
         split: ``"train"``, ``"validation"`` or ``"test"``. Validation is held out of train (see
             [`held_out`][]), except where the task has a split of its own for it.
+        classes: numbers of the classes that make up the task, where it is a part of a data set
+            (Split CIFAR-100, equations.md 6); rows of others are left out.
         limit: at most so many rows, a random choice in the order of the data. A larger limit keeps
             the rows of a smaller one.
         seed: of that choice.
 
     Returns:
         The rows. Labels are class numbers with names (``ClassLabel``) wherever names are known, the
-        same numbers in every split. Text-to-text tasks have the columns ``text`` and ``answer``.
+        same numbers in every split, with or without ``classes``. Tasks with a wording have the columns
+        ``text`` and ``answer``.
 
     Raises:
-        DataError: the data can't be read, or the labels don't fit the task.
+        DataError: the data can't be read, the labels don't fit the task, or a class has no sample to
+            train on.
     """
     if split not in SPLITS:
         raise DataError(
@@ -81,10 +92,14 @@ def load_split(spec: TaskSpec, split: str, *, limit: int | None = None, seed: in
     table = load_table(spec.source, split=spec.splits[part], config=spec.config, revision=spec.revision)
     if spec.kind != TEXT_TO_TEXT:
         table = _with_names(spec, table)
-        require_labels(spec, table, part)
+        require_labels(spec, table, part, classes)
+    elif classes is not None:
+        raise DataError(f"The task {spec.name} is {spec.kind}: it has no classes to choose from.")
     if part == "train" and "validation" not in spec.splits:
         train, validation = held_out(len(table))
         table = table.select(validation if split == "validation" else train)
+    if classes is not None:
+        table = _of_classes(spec, table, split, classes)
     if limit is not None and limit < len(table):
         table = table.select(np.sort(np.random.default_rng(seed).permutation(len(table))[:limit]))
     return table if spec.wording is None else _as_text(spec, spec.wording, table)
@@ -193,13 +208,16 @@ def _some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"
 
 
-def require_labels(spec: TaskSpec, table: datasets.Dataset, part: str) -> None:
+def require_labels(
+    spec: TaskSpec, table: datasets.Dataset, part: str, classes: Sequence[int] | None = None
+) -> None:
     """Refuse labels that are no classes of the task, and classes that nothing can be learned of.
 
     Args:
         spec: a classification task.
         table: a whole split.
         part: ``"train"`` or another. Only in train must every class occur.
+        classes: those that make up the task; by default all.
 
     Raises:
         DataError: a label is missing or out of range, names differ, or a class is empty.
@@ -207,16 +225,51 @@ def require_labels(spec: TaskSpec, table: datasets.Dataset, part: str) -> None:
     column = label_column(spec, table)
     names = getattr(table.features[column], "names", None)
     words = None if spec.classes is None and names is None else matched_words(spec, names)
-    ids = read_labels(table, column, classes=None if words is None else len(words)).ids
-    if words is None or part != "train":
+    ids = set(read_labels(table, column, classes=None if words is None else len(words)).ids.tolist())
+    if part != "train":
         return
-    absent = sorted(set(range(len(words))) - set(ids.tolist()))
-    if absent:
-        shown = _some([f"{words[label]!r} (label {label})" for label in absent])
+    count = max(ids) + 1 if words is None else len(words)
+    unknown = sorted(set(classes or ()) - set(range(count)))
+    if unknown or (classes is not None and not classes):
         raise DataError(
-            f"The training split of {spec.name} ({spec.source}) has no sample of {len(absent)} of its {len(words)} "
-            f"classes: {shown}. Fetch the whole data set, or take the empty classes out of the label names."
+            f"{spec.name} ({spec.source}) has the classes 0 to {count - 1}, so that its part can't be made up of "
+            f"{unknown or 'none'}. Choose some of them."
         )
+    absent = sorted(set(range(count) if classes is None else classes) - ids)
+    if absent:
+        advice = "Fetch the whole data set, or take the empty classes out of the label names."
+        if words is None:
+            advice = f"Number the classes from 0, or choose those that occur: classes={sorted(ids)}."
+        raise DataError(
+            f"The training split of {spec.name} ({spec.source}) has no sample of {len(absent)} of its {count} "
+            f"classes: {_some([_named(words, label) for label in absent])}. {advice}"
+        )
+
+
+def _named(words: Sequence[str] | None, label: int) -> str:
+    return f"label {label}" if words is None else f"{words[label]!r} (label {label})"
+
+
+def _of_classes(
+    spec: TaskSpec, table: datasets.Dataset, split: str, classes: Sequence[int]
+) -> datasets.Dataset:
+    column = label_column(spec, table)
+    ids = read_labels(table, column).ids.numpy()
+    absent = sorted(set(classes) - set(ids.tolist()))
+    if absent and split == "train":
+        names = getattr(table.features[column], "names", None)
+        raise DataError(
+            f"Nothing is left to train on of {len(absent)} of the {len(classes)} classes that were chosen of "
+            f"{spec.name} ({spec.source}): {_some([_named(names, label) for label in absent])}. What they have is "
+            "held out for validation. Leave them out, or fetch more data."
+        )
+    chosen = np.flatnonzero(np.isin(ids, list(classes)))
+    if not len(chosen):
+        raise DataError(
+            f"The {split} split of {spec.name} ({spec.source}) has no sample of the classes {sorted(classes)}. "
+            "Choose more classes, or fetch more data."
+        )
+    return table.select(chosen)
 
 
 def _with_names(spec: TaskSpec, table: datasets.Dataset) -> datasets.Dataset:
@@ -229,7 +282,7 @@ def _with_names(spec: TaskSpec, table: datasets.Dataset) -> datasets.Dataset:
     for split in spec.splits.values():  # one split may lack a class: both decide on the numbers
         rows = load_table(spec.source, split=split, config=spec.config, revision=spec.revision)
         names |= {name for name in rows[column][:] if name is not None}
-    with _quiet():
+    with quiet_datasets():
         # First to plain strings: the long ones of pandas can't be cast by every version of the library.
         plain = table.cast_column(column, datasets.Value("string"))
         return plain.cast_column(column, datasets.ClassLabel(names=sorted(names)))
@@ -237,13 +290,15 @@ def _with_names(spec: TaskSpec, table: datasets.Dataset) -> datasets.Dataset:
 
 def _as_text(spec: TaskSpec, wording: Wording, table: datasets.Dataset) -> datasets.Dataset:
     names = next((feature.names for feature in table.features.values() if hasattr(feature, "names")), None)
-    classes = () if spec.classes is None else matched_words(spec, names)
+    if spec.classes is None and names is None and "label" in spec.columns:  # numbers are names enough
+        names = [str(n) for n in range(int(read_labels(table, label_column(spec, table)).ids.max()) + 1)]
+    classes = () if spec.classes is None and names is None else matched_words(spec, names)
 
     def fill(row: dict[str, Any]) -> dict[str, str]:
         text, answer = wording.fill(row, classes)
         return {"text": text, "answer": answer}
 
-    with _quiet():
+    with quiet_datasets():
         return table.map(fill, remove_columns=table.column_names).select_columns(["text", "answer"])
 
 

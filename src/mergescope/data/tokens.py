@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from mergescope.data.heads import TOKENS, Head
 from mergescope.data.samples import Sample
@@ -18,6 +19,7 @@ IGNORED = -100
 
 EMPTY = "empty text"
 UNPROMPTED = "empty prompt"
+UNANSWERED = "empty answer"
 CUT = "the prompt leaves no room for the text"
 ALONE = "a single token, so that there is no next one"
 
@@ -75,14 +77,19 @@ class TextProcessor:
         )
 
     def samples(
-        self, rows: Sequence[tuple[str | None, ...]], prompts: Sequence[str | None] | None, limit: int | None
+        self,
+        rows: Sequence[tuple[str | None, ...]],
+        prompts: Sequence[str | None] | None,
+        limit: int | None,
+        answers: Sequence[str | None] | None = None,
     ) -> list[Sample | str]:
         """Tokenize rows, without padding, so that a row gives the same whatever its neighbours are.
 
         Args:
             rows: one text a row, or two that are a pair; None where there is none.
             prompts: what comes before each text and does not count, or None.
-            limit: tokens of the longest sample, special tokens included.
+            limit: tokens of the longest sample, special tokens included; of the longest answer, too.
+            answers: what an encoder-decoder is to write, or None.
 
         Returns:
             One sample a row, or the reason why it is left out.
@@ -113,14 +120,42 @@ class TextProcessor:
             ids = encoded["input_ids"][index]
             cut = limit is not None and len(ids) >= limit and self._is_longer(texts, index, limit)
             out[place] = self._sample(ids, types[index], None if starts is None else starts[index], cut)
+        return out if answers is None else self._answered(out, answers, limit)
+
+    def _answered(
+        self, samples: Sequence[Sample | str], answers: Sequence[str | None], limit: int | None
+    ) -> list[Sample | str]:
+        out = list(samples)
+        for place, (sample, answer) in enumerate(zip(samples, answers, strict=True)):
+            if isinstance(sample, str):
+                continue
+            if answer is None:
+                out[place] = UNANSWERED
+                continue
+            ids = self._answer(answer, None)
+            cut = limit is not None and len(ids) > limit
+            ids = self._answer(answer, limit) if cut else ids
+            self._require_known(ids)
+            out[place] = Sample(sample.values | {"labels": torch.tensor(ids)}, sample.truncated or cut)
         return out
 
-    def _sample(self, ids: list[int], types: list[int], start: int | None, cut: bool) -> Sample | str:
+    def _answer(self, text: str, limit: int | None) -> list[int]:
+        encoded = self.tokenizer(
+            text_target=text, truncation=limit is not None, max_length=limit, return_attention_mask=False,
+            verbose=False,
+        )  # fmt: skip
+        return list(encoded["input_ids"])
+
+    def _require_known(self, ids: Sequence[int]) -> None:
         if self.vocabulary is not None and ids and max(ids) >= self.vocabulary:
             raise DataError(
                 f"The tokenizer in {self.directory} gives the token {max(ids)}, but the model's embedding has "
-                f"{self.vocabulary} rows: it belongs to another model. Pass the right one with --tokenizer DIR."
+                f"{self.vocabulary} rows: it belongs to another model. Copy the right one there, or pass its directory "
+                "with --tokenizer DIR."
             )
+
+    def _sample(self, ids: list[int], types: list[int], start: int | None, cut: bool) -> Sample | str:
+        self._require_known(ids)
         if not ids:
             return EMPTY
         # The first token has no token before it that could predict it.
@@ -157,7 +192,8 @@ class TextProcessor:
 
         Returns:
             ``input_ids`` and ``attention_mask`` ``(batch, tokens)``; ``token_mask`` if there are
-            prompts; ``labels`` with -100 where nothing is to be predicted if next tokens are.
+            prompts; ``labels`` with -100 where nothing is to be predicted: next tokens
+            ``(batch, tokens)``, or answers ``(batch, tokens of the longest answer)``.
         """
         lengths = torch.tensor([len(sample.values["input_ids"]) for sample in samples])
         # A causal model counts positions from the left, so its padding must be on the right.
@@ -181,13 +217,19 @@ class TextProcessor:
         if self.head.target == TOKENS:
             counts = batch.get("token_mask", batch["attention_mask"])
             batch["labels"] = batch["input_ids"].where(counts.bool(), torch.tensor(IGNORED))
+        elif all("labels" in sample.values for sample in samples):
+            batch["labels"] = pad_sequence(
+                [sample.values["labels"] for sample in samples], batch_first=True, padding_value=IGNORED
+            )
         return batch
 
     @property
     def filler(self) -> int:
-        """The token that pads: any will do, since it is masked."""
+        """The token that pads: any that the model has will do, since it is masked."""
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
-        return next((number for number in ids if number is not None), 0)
+        # One may have been added to the tokenizer and not to the model.
+        known = float("inf") if self.vocabulary is None else self.vocabulary
+        return next((number for number in ids if number is not None and number < known), 0)
 
 
 def _join(prompt: str, text: str) -> str:

@@ -1,17 +1,21 @@
-"""Small research networks: CTL's MLP and a vision transformer that trains in seconds.
+"""Small research networks: CTL's MLP and ResNets, and a vision transformer that trains in seconds.
 
-Both keep their blocks in ``blocks`` and their classifier in ``head``, so ``layers="blocks"``
-finds them, and both save and load as Hugging Face style directories (``config.json`` with a
+All keep their blocks in ``blocks`` and their classifier in ``head``, so ``layers="blocks"``
+finds them, and all save and load as Hugging Face style directories (``config.json`` with a
 ``model_type`` of this package beside ``model.safetensors``).
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from mergescope.errors import CheckpointError, DataError, did_you_mean
+from mergescope.models.resnet import ResNet
 
 
 class MLP(nn.Module):
@@ -46,8 +50,16 @@ class MLP(nn.Module):
 
         Returns:
             ``(batch, classes)``.
+
+        Raises:
+            DataError: the images have another number of pixels.
         """
-        x = x.flatten(1)
+        size, x = self.settings["sizes"][0], x.flatten(1)
+        if x.shape[1] != size:
+            raise DataError(
+                f"This MLP takes {size} numbers a sample, got {x.shape[1]}. Resize the images, or make the network for "
+                f"them: MLP(({x.shape[1]}, ...))."
+            )
         for block in self.blocks:
             x = block(x)
         return self.head(x)
@@ -171,7 +183,17 @@ class ViT(nn.Module):
 
         Returns:
             ``(batch, classes)``.
+
+        Raises:
+            DataError: the images have another size or number of channels.
         """
+        said = self.settings
+        if x.shape[1:] != (said["channels"], said["image"], said["image"]):
+            raise DataError(
+                f"This ViT takes images [{said['channels']}, {said['image']}, {said['image']}], got "
+                f"{list(x.shape[1:])}. Resize or convert the images, or make the network for them: "
+                "ViT(image=..., channels=...)."
+            )
         tokens = self.patch_embed(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_token.expand(len(x), -1, -1), tokens], dim=1) + self.position
         for block in self.blocks:
@@ -179,14 +201,20 @@ class ViT(nn.Module):
         return self.head(self.norm(x[:, 0]))
 
 
-NETS: dict[str, type[nn.Module]] = {MLP.model_type: MLP, ViT.model_type: ViT}
+NETS: dict[str, type[nn.Module]] = {
+    MLP.model_type: MLP, ViT.model_type: ViT, ResNet.model_type: ResNet,
+}  # fmt: skip
+"""Networks by the ``model_type`` of their configuration."""
+
+NOT_SETTINGS = ("model_type", "dtype", "torch_dtype")
+"""What a configuration says beside a network's settings."""
 
 
 def net_config(model: nn.Module) -> dict[str, Any]:
     """The ``config.json`` of one of these networks.
 
     Args:
-        model: an [`MLP`][] or [`ViT`][].
+        model: an [`MLP`][], [`ViT`][] or [`ResNet`][mergescope.models.resnet.ResNet].
 
     Returns:
         Its model type and settings.
@@ -206,8 +234,22 @@ def net_from_config(config: dict[str, Any]) -> nn.Module:
 
     Returns:
         The network.
+
+    Raises:
+        CheckpointError: the network has no such setting.
+
+    Example:
+        >>> net_from_config({"model_type": "mergescope-mlp", "sizes": [4, 3, 2], "dtype": "float32"}).head
+        Linear(in_features=3, out_features=2, bias=True)
     """
-    settings = {key: value for key, value in config.items() if key != "model_type"}
-    if "sizes" in settings:
-        settings["sizes"] = tuple(settings["sizes"])
-    return NETS[config["model_type"]](**settings)
+    kind = NETS[config["model_type"]]
+    settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
+    known = list(inspect.signature(kind).parameters)
+    for name in settings:
+        if name not in known:
+            raise CheckpointError(
+                f"config.json: a {config['model_type']} has no setting {name!r}.{did_you_mean(name, known)} Its "
+                f"settings are {', '.join(known)}."
+            )
+    lists = {key: tuple(value) for key, value in settings.items() if isinstance(value, list)}
+    return kind(**settings | lists)

@@ -15,6 +15,7 @@ from mergescope.models.features import Features, kind_of_model
 from mergescope.models.heads import Head
 from mergescope.models.layers import OUTPUT, feature_of
 from mergescope.models.loading import key_map, matching_keys
+from mergescope.models.towers import headless, text_tower_entries
 from mergescope.weights.kinds import kind_of
 from mergescope.weights.selection import Selection
 
@@ -72,10 +73,13 @@ class WithHead(nn.Module):
     other vision transformers (the mean over places of networks that have none), the mean over tokens
     of text encoders and the last token of decoders.
 
+    Of a whole CLIP only the image tower is taken, and of a network that ends in a head for another task
+    its body (see [`headless`][mergescope.models.towers.headless]).
+
     Modules and tensors of the backbone keep their names, after ``backbone.``.
 
     Args:
-        backbone: a network without a task head.
+        backbone: a network. Its memory is shared.
         head: the head.
 
     Raises:
@@ -91,6 +95,7 @@ class WithHead(nn.Module):
 
     def __init__(self, backbone: nn.Module, head: Head) -> None:
         super().__init__()
+        backbone = headless(backbone)
         kind = kind_of_model(backbone)
         if kind == "encoder-decoder":
             raise MergescopeError(
@@ -170,7 +175,8 @@ class WithHead(nn.Module):
         """A backbone's checkpoint under this network's names, to trace or load.
 
         Args:
-            source: a checkpoint of the backbone. A head that it has for another task is left out.
+            source: a checkpoint of the backbone. A head that it has for another task is left out, and so is
+                the text tower of a whole CLIP.
 
         Returns:
             The view. Trace it with ``fixed=model.head_entries``.
@@ -179,7 +185,11 @@ class WithHead(nn.Module):
             MismatchError: it does not fit the backbone; all tensors that don't are named.
         """  # noqa: DOC502 (raised by what this calls)
         own = set(matching_keys(self.backbone, source).values())
-        body = Selection(source, {key: key for key in source.spec if key in own or kind_of(key) != "head"})
+        others = text_tower_entries(source.spec) if self._pooling.kind == "image" else set()
+        body = Selection(
+            source,
+            {key: key for key in source.spec if key in own or (kind_of(key) != "head" and key not in others)},
+        )
         mapping = key_map(self.backbone, body)
         return Selection(source, {f"{BACKBONE}.{name}": key for name, key in mapping.items()})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,15 @@ BATCH = 256
 
 TOWER = ("text_model.", "text_projection")
 """How the tensors of the text tower begin in a CLIP model."""
+
+
+def user_cache() -> Path:
+    """Where heads are kept from one run to the next.
+
+    Returns:
+        A directory in the user's cache; it need not be there.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mergescope" / "heads"
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import nn
 from mergescope.data.heads import CLASSES, TOKENS, head_of
 from mergescope.errors import MergescopeError
 from mergescope.models.features import Features
-from mergescope.models.layers import OUTPUT, find_layers
+from mergescope.models.layers import OUTPUT, layer_choice
 from mergescope.protocols.barrier import Barrier, barrier
+from mergescope.protocols.linear_model import in_linear_model, linearized_in_place, require_executor
 from mergescope.protocols.linearity import Linearity, LinearityTest, ctl, linearity
 from mergescope.protocols.reasons import reason
 from mergescope.readings import InnerProducts, NextTokenLoss, Outputs, Reading, Summary, bootstrap
@@ -84,6 +86,9 @@ class Settings:
         device: of the streamed executor.
         calibration: batches on which BatchNorm statistics of combined models are re-estimated.
         output: measure the network's output too.
+        linearized: measure in the network linearised around the base, where CTL holds by construction and
+            accuracy is what is to be seen: True for any fine-tunes ("post-hoc"), None if all were trained
+            in the linearised regime around this base.
         seed: of the bootstrap.
         progress: show bars on a terminal.
     """
@@ -97,6 +102,7 @@ class Settings:
     device: str = "cpu"
     calibration: Iterable[Any] | None = None
     output: bool = True
+    linearized: bool | None = None
     seed: int = 0
     progress: bool = True
 
@@ -114,6 +120,7 @@ class Pair:
         local: the same with the base's input to every layer; empty if that was not asked for.
         barrier: loss along the line, where there are labels or next tokens.
         agreement: share of equal predictions between ``"a"``, ``"b"`` and the ``"middle"``.
+        linearized: whether that is of the linearised network.
     """
 
     kind: str
@@ -124,6 +131,7 @@ class Pair:
     local: Mapping[float, Linearity]
     barrier: Barrier | None
     agreement: Mapping[str, Summary]
+    linearized: bool = False
 
     @property
     def name(self) -> str:
@@ -142,14 +150,19 @@ class Pair:
 
     @property
     def word(self) -> str:
-        """``"CTL holds"``, ``"LLFC only"`` (cosines near 1, lengths not) or ``"not linear"``."""
+        """``"CTL holds"``, ``"LLFC only"`` (cosines near 1, lengths not), ``"not linear"`` or ``"no verdict"``."""
         verdict = self.middle.verdict
+        if not self.middle.evidence:
+            return "no verdict"
         return "CTL holds" if verdict.ctl else "LLFC only" if verdict.llfc else "not linear"
 
     @property
     def reason(self) -> str:
         """Why, in a sentence or two, with the layer that decides."""
-        return reason(self.middle, self.local.get(self.alpha), self.barrier)
+        found = reason(self.middle, self.local.get(self.alpha), self.barrier)
+        if not self.linearized:
+            return found
+        return f"By construction: features of a linearised network are affine in its weights. {found}"
 
 
 @dataclass
@@ -163,6 +176,7 @@ class Measurement:
         traces: data name to trace.
         losses: model name and data name to loss and accuracy, where there are labels or next tokens.
         notes: what the user should know.
+        linearized: whether all figures are of the network linearised around the base.
     """
 
     base: str | None
@@ -171,6 +185,7 @@ class Measurement:
     traces: dict[str, Trace]
     losses: dict[tuple[str, str], dict[str, Summary]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    linearized: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,8 +222,9 @@ def measure(
         Everything measured.
 
     Raises:
+        MismatchError: a fine-tune is to be linearised around another base than it was trained around.
         MergescopeError: fewer than two models, equal names, a pair without data, no alpha between 0 and 1,
-            or no base to centre at.
+            no base to centre at or to linearise around, or an executor that can't do that.
 
     Example:
         >>> import torch, mergescope as ms
@@ -219,7 +235,7 @@ def measure(
         >>> [(pair.name, pair.kind) for pair in found.pairs]
         [('a + b', 'FT–FT'), ('base + a', 'PT–FT'), ('base + b', 'PT–FT')]
     """  # noqa: DOC502 (raised by what this calls)
-    settings = settings or Settings()
+    settings, notes = decided(base, models, settings)
     ends, start = _ends(base, models)
     if settings.centred and start is None:
         raise MergescopeError(
@@ -230,11 +246,17 @@ def measure(
         held.name: _trace(held, points, [pair for pair in wanted if held in pair.data], start, settings)
         for held, points in zip(data, _passes(ends, wanted, data), strict=True)
     }
-    result = Measurement(None if start is None else next(iter(ends)), tuple(models), [], traces)
+    label = None if start is None else next(iter(ends))
+    result = Measurement(label, tuple(models), [], traces, notes=notes, linearized=bool(settings.linearized))
     for pair in wanted:
         result.pairs.append(_measured(pair, [traces[held.name] for held in pair.data], start, settings))
     for held in data:
         _add_losses(result, held, traces[held.name], ends, settings)
+    if layer_choice(data[0].model, settings.layers).guessed:
+        result.notes.append(
+            f"the layers of {type(data[0].model).__name__} are a guess by structure; see mergescope layers, and choose "
+            "them with --layers"
+        )
     return result
 
 
@@ -266,6 +288,38 @@ def passes(
     ends, start = _ends(base, models)
     wanted = _wanted(ends, start, data, settings or Settings())
     return {held.name: points for held, points in zip(data, _passes(ends, wanted, data), strict=True)}
+
+
+def decided(
+    base: Any, models: Mapping[str, Any], settings: Settings | None = None
+) -> tuple[Settings, list[str]]:
+    """Decide whether to measure in the linearised model, for what leaves that open.
+
+    Args:
+        base: as for [`measure`][].
+        models: as for [`measure`][].
+        settings: as for [`measure`][].
+
+    Returns:
+        Settings with ``linearized`` True or False, without local linearity in the first case (every layer
+        is affine in its weights, whatever it is fed), and what the user should know.
+
+    Raises:
+        MismatchError: as for [`measure`][].
+        MergescopeError: as for [`measure`][].
+    """  # noqa: DOC502 (raised by what this calls)
+    settings = settings or Settings()
+    start = None if base is None else Point.of(base)
+    points = {name: Point.of(model) for name, model in models.items()}
+    linear, notes = in_linear_model(start, points, settings.linearized)
+    if not linear:
+        return replace(settings, linearized=False), notes
+    require_executor(settings.executor)
+    note = (
+        f"all figures are of the network linearised around {start}: CTL holds there by construction, and gaps are "
+        "rounding; look at loss and accuracy"
+    )
+    return replace(settings, linearized=True, local=False), [note, *notes]
 
 
 def _ends(base: Any, models: Mapping[str, Any]) -> tuple[dict[str, Point], Point | None]:
@@ -333,7 +387,7 @@ def _passes(
 def _trace(
     held: HeldOut, points: Sequence[Point], pairs: Sequence[_Wanted], base: Point | None, s: Settings
 ) -> Trace:
-    layers = find_layers(held.model, s.layers)
+    layers = list(layer_choice(held.model, s.layers).names)
     if not s.output:
         layers = [layer for layer in layers if layer != OUTPUT]
     groups = [test.points for pair in pairs for test in pair.tests.values()]
@@ -344,11 +398,15 @@ def _trace(
     local = base if s.local and layers != [OUTPUT] else None
     if local is not None:
         readings.append(InnerProducts(groups, local=True))
-    return trace(
-        points, held.batches, held.model, layers=layers, readings=readings, features=s.features, local=local,
-        centre=base if s.centred else None, executor=s.executor, device=s.device, fixed=held.fixed,
-        calibration=s.calibration, progress=s.progress,
-    )  # fmt: skip
+    network: AbstractContextManager[nn.Module] = nullcontext(held.model)
+    if s.linearized and base is not None:
+        network = linearized_in_place(held.model, base, held.fixed)
+    with network as model:
+        return trace(
+            points, held.batches, model, layers=layers, readings=readings, features=s.features, local=local,
+            centre=base if s.centred else None, executor=s.executor, device=s.device, fixed=held.fixed,
+            calibration=s.calibration, progress=s.progress,
+        )  # fmt: skip
 
 
 def _measured(pair: _Wanted, parts: Sequence[Trace], base: Point | None, s: Settings) -> Pair:
@@ -359,7 +417,7 @@ def _measured(pair: _Wanted, parts: Sequence[Trace], base: Point | None, s: Sett
         {alpha: linearity(parts, test, local=True, seed=s.seed) for alpha, test in pair.tests.items()}
         if local else {},
         barrier(parts, pair.left, pair.right, list(pair.tests)) if all(map(_has_losses, parts)) else None,
-        _agreement(parts, pair, s),
+        _agreement(parts, pair, s), bool(s.linearized),
     )  # fmt: skip
 
 

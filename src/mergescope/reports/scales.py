@@ -251,7 +251,7 @@ def pair_label(pair: Told, room: int) -> str:
 
     Example:
         >>> pair_label(Told("FT–FT", "", "a-very-long-name", "b", (), "", ""), 14)
-        'a-ve…g-name + b'
+        'a-ve…-name + b'
     """
     free = room - 3
     if len(pair.a) + len(pair.b) <= free:

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from torch import nn
 
-from mergescope._version import __version__
 from mergescope.errors import MergescopeError
 from mergescope.models.heads import Head, save_head
 from mergescope.models.loading import key_map
 from mergescope.models.with_head import WithHead
-from mergescope.studies.rundir import digest_of, versions, write_table
-from mergescope.studies.training_data import Encoded, FineTune, open_task
+from mergescope.studies.finetuned import (
+    COLUMNS,
+    LOG,
+    RECORD,
+    STARTED,
+    STATE,
+    description,
+    key_of,
+    status_of,
+    workplace,
+    write_record,
+)
+from mergescope.studies.rundir import versions, write_table
+from mergescope.studies.tensorboard import Log, Logs
+from mergescope.studies.training_data import Encoded, FineTune, TaskData, open_task
 from mergescope.training.loop import History, evaluate, train
 from mergescope.training.objective import Objective
 from mergescope.training.regimes import Regime, regime
@@ -27,11 +38,6 @@ from mergescope.weights import Checkpoint
 
 if TYPE_CHECKING:
     from mergescope.data import Batches
-
-RECORD = "finetune.yaml"
-"""What a fine-tuned checkpoint's directory says of its training."""
-
-LOG = "training.parquet"
 
 
 @dataclass
@@ -47,7 +53,8 @@ class Prepared:
         classes: names of the classes, or None for language models.
         names: the network's entries to the base's keys.
         head: the task head, as it is before training.
-        key: what the result depends on.
+        key: what the result depends on: equal keys, equal results.
+        mask: the outputs of the network's own head that count, if not all do.
     """
 
     tune: FineTune
@@ -58,7 +65,8 @@ class Prepared:
     classes: tuple[str, ...] | None
     names: dict[str, str]
     head: Head | None
-    key: str
+    key: str = ""
+    mask: tuple[int, ...] | None = None
 
     @property
     def steps(self) -> int:
@@ -66,11 +74,20 @@ class Prepared:
         return self.tune.recipe.total_steps(self.parts["train"].samples)
 
 
-def prepare(tune: FineTune) -> Prepared:
+def prepare(
+    tune: FineTune,
+    *,
+    base: Checkpoint | None = None,
+    network: nn.Module | None = None,
+    data: TaskData | None = None,
+) -> Prepared:
     """Open base and data, make the head, choose what trains. Nothing is trained or written.
 
     Args:
         tune: what to do.
+        base: the base, if it is open already.
+        network: its network with the pretrained weights, if that is built. Training changes it.
+        data: the task's data, if they are open already; the regime and the recipe don't change them.
 
     Returns:
         What will run.
@@ -86,9 +103,9 @@ def prepare(tune: FineTune) -> Prepared:
 
     if tune.keep not in ("last", "best"):
         raise MergescopeError(f"keep must be 'last' or 'best', got {tune.keep!r}.")
-    base = open_model(tune.base)
-    network = load_model(base)
-    task = open_task(tune, base, network)
+    base = open_model(tune.base) if base is None else base
+    network = load_model(base) if network is None else network
+    task = open_task(tune, base, network) if data is None else data
     parts, classes, head = task.parts, task.classes, task.head
     if head is not None:
         network = WithHead(network, head)
@@ -98,9 +115,9 @@ def prepare(tune: FineTune) -> Prepared:
         tune.regime, frozen=() if head is None or trains else ("head",), also=("head",) if trains else (),
         base_digest=base.digest, **tune.options,
     )  # fmt: skip
-    said = {**asdict(tune), "base": base.digest, "name": tune.name}
-    key = digest_of(__version__, said, {name: part.fingerprint for name, part in parts.items()})
-    return Prepared(tune, base, network, chosen, parts, classes, names, head, key)
+    prepared = Prepared(tune, base, network, chosen, parts, classes, names, head, mask=task.mask)
+    prepared.key = key_of(description(prepared))
+    return prepared
 
 
 def finetune(
@@ -110,6 +127,7 @@ def finetune(
     progress: bool = True,
     tensorboard: Path | None = None,
     device: str | None = None,
+    on_log: Log | None = None,
 ) -> Path:
     """Train and write the checkpoint.
 
@@ -123,51 +141,51 @@ def finetune(
         progress: show bars on a terminal.
         tensorboard: directory of TensorBoard logs.
         device: ``"cpu"`` or what accelerate finds.
+        on_log: called with ``"train"`` or ``"evaluation"`` and the numbers of each step.
 
     Returns:
         The directory.
 
     Raises:
-        MergescopeError: it exists with another content, or training diverged.
-    """
-    from accelerate import Accelerator
-
+        MergescopeError: it exists with another content, an interrupted training had another
+            configuration, or training diverged.
+    """  # noqa: DOC502 (raised by what this calls)
     tune = prepared.tune
-    record = out / RECORD
-    if record.is_file() and (yaml.safe_load(record.read_text()) or {}).get("key") == prepared.key:
+    status = status_of(prepared, out)
+    status.require()
+    if status.found == "finished":
         return out
-    if out.exists():
-        raise MergescopeError(
-            f"{out} exists and is not the result of this training (another configuration, base or data). Nothing was "
-            "overwritten. Choose another directory, or remove that one."
-        )
-    work = out.parent / f".{out.name}.training"
+    work = workplace(out)
     work.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=tune.recipe.precision)
+    accelerator = _accelerator(device, tune.recipe.precision)
+    if accelerator.is_main_process:
+        write_record(work / STARTED, {"key": prepared.key, **description(prepared)})
     trained = prepared.regime.prepare(prepared.network).to(accelerator.device)
     model: nn.Module = accelerator.prepare(trained)
     data = {name: Encoded(part) for name, part in prepared.parts.items()}
     best = work / "best.pt"
 
     def keep_best() -> None:
-        torch.save(prepared.regime.state(trained), best)
+        if accelerator.is_main_process:
+            torch.save(trained.state_dict(), best)
 
-    with _board(tensorboard) as log:
+    with Logs(tensorboard, on_log) as log:
         history = train(
             model, data["train"], tune.recipe, seed=tune.seed, evaluation=data["validation"], runner=accelerator,
+            classes=prepared.mask,
             trainable=[entry for entry in model.parameters() if entry.requires_grad], like=prepared.network,
-            state=work / "state.pt", key=prepared.key, on_best=keep_best if tune.keep == "best" else None, on_log=log,
+            state=work / STATE, key=prepared.key, on_best=keep_best if tune.keep == "best" else None, on_log=log,
             label=f"{tune.name}, {tune.regime}", progress=progress,
         )  # fmt: skip
-    state = prepared.regime.state(trained)
+    accelerator.wait_for_everyone()
     if tune.keep == "best" and best.is_file():
-        state = torch.load(best, weights_only=True)
-        trained.load_state_dict(_like(trained, state), strict=False)
+        trained.load_state_dict(torch.load(best, map_location=accelerator.device, weights_only=True))
+    state = prepared.regime.state(trained)
     results = {
         name: dict(
             zip(
                 ("loss", "accuracy"),
-                evaluate(model, part, Objective(prepared.network), accelerator),
+                evaluate(model, part, Objective(prepared.network, prepared.mask), accelerator),
                 strict=True,
             )
         )
@@ -178,12 +196,16 @@ def finetune(
         _write(prepared, trained, state, history, results, work)
         (work / "checkpoint").rename(out)
         shutil.rmtree(work)
+    accelerator.wait_for_everyone()
     return out
 
 
-def _like(trained: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    entries = trained.state_dict()
-    return {name: value for name, value in state.items() if name in entries}
+def _accelerator(device: str | None, precision: str) -> Any:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # else the first model's precision would be that of all in this process
+    return Accelerator(cpu=device == "cpu", mixed_precision=precision)
 
 
 def _write(
@@ -210,25 +232,16 @@ def _write(
     if head is not None:
         save_head(folder, head)
     prepared.regime.extra_files(trained, folder)
-    write_table(folder / LOG, {name: [entry[name] for entry in history.steps] for name in history.steps[0]})
+    write_table(folder / LOG, {name: [entry[name] for entry in history.steps] for name in COLUMNS})
     trains = [entry for entry in trained.parameters() if entry.requires_grad]
-    record = {
-        "key": prepared.key,
-        "base": {"reference": tune.base, "digest": base.digest, "commit": base.commit},
-        "task": {
-            "name": tune.name, "source": tune.task, "classes": list(prepared.classes or ()) or None,
-            "samples": {name: part.samples for name, part in prepared.parts.items()},
-            "fingerprints": {name: part.fingerprint for name, part in prepared.parts.items()},
-            "notes": sorted({note for part in prepared.parts.values() for note in part.notes}),
-        },
-        "regime": {"name": tune.regime, **dict(tune.options), "trained_parameters": sum(e.numel() for e in trains)},
-        "head": None if head is None else head.policy,
-        "recipe": asdict(tune.recipe),
-        "kept": tune.keep, "seed": tune.seed, "steps": len(history.steps), "seconds": round(history.seconds, 2),
+    record = {"key": prepared.key, **description(prepared)}
+    record["regime"]["trained_parameters"] = sum(entry.numel() for entry in trains)
+    record |= {
+        "steps": len(history.steps), "seconds": round(history.seconds, 2),
         "evaluations": history.evaluations, "results": {name: dict(found) for name, found in results.items()},
         "versions": versions(),
     }  # fmt: skip
-    (folder / RECORD).write_text(yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+    write_record(folder / RECORD, record)
 
 
 def _body(
@@ -241,31 +254,3 @@ def _body(
     if head is not None and head.policy == "trained":
         head = replace(head, weight=state["head.weight"].clone(), bias=state["head.bias"].clone(), digest="")
     return {key: value.float() if value.is_floating_point() else value for key, value in body.items()}, head
-
-
-class _board:
-    """TensorBoard, if it is asked for."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder, self.step = folder, 0
-
-    def __enter__(self) -> Callable[[str, Mapping[str, float]], None] | None:
-        if self.folder is None:
-            return None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MergescopeError(
-                "TensorBoard is not installed: pip install tensorboard, or leave it out."
-            ) from error
-        self.writer: Any = SummaryWriter(str(self.folder))
-        return self._log
-
-    def _log(self, kind: str, numbers: Mapping[str, float]) -> None:
-        for name, value in numbers.items():
-            if name not in ("step", "epoch", "samples"):
-                self.writer.add_scalar(f"{kind}/{name}", value, int(numbers["step"]))
-
-    def __exit__(self, *error: object) -> None:
-        if self.folder is not None and hasattr(self, "writer"):
-            self.writer.close()

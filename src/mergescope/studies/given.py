@@ -13,13 +13,16 @@ from mergescope.errors import DataError, MergescopeError, did_you_mean
 from mergescope.models.features import Features
 from mergescope.models.layers import OUTPUT, find_layers
 from mergescope.models.with_head import WithHead
-from mergescope.protocols.measure import HeldOut, Measurement, Settings, measure, passes
+from mergescope.protocols.linear_model import require_executor
+from mergescope.protocols.measure import HeldOut, Measurement, Settings, decided, measure, passes
 from mergescope.studies.networks import DTYPES, Networks, build, networks_for
+from mergescope.tracing.affine import Mixtures
 
 if TYPE_CHECKING:
     import torch
 
     from mergescope.data import Batches
+    from mergescope.studies.families import Task
 
 SAMPLES = 512
 """Samples of each data set, unless the user says otherwise."""
@@ -27,7 +30,10 @@ SAMPLES = 512
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which data, and how rows become batches; fields as for ``load_table`` and ``encode``."""
+    """Which data, and how rows become batches; fields as for ``load_table`` and ``encode``.
+
+    Data of the name of one of ``tasks`` are that task's, with the columns that it was fine-tuned on.
+    """
 
     specs: tuple[str, ...]
     split: str | None = None
@@ -42,6 +48,7 @@ class DataOptions:
     max_length: int | None = None
     processor: Path | None = None
     seed: int = 0
+    tasks: Mapping[str, Task] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,12 +102,15 @@ class Given:
         Returns:
             Models, pairs, points at most in a pass, layers, samples, forward passes of a batch.
         """
-        settings, ends = self.settings, len(self.models) + (self.base is not None)
+        settings, _ = decided(self.base, self.models, self.settings)
+        ends = len(self.models) + (self.base is not None)
         layers = find_layers(self.held[0].model, settings.layers)
         layers = [layer for layer in layers if settings.output or layer != OUTPUT]
-        points = {
-            name: len(found) for name, found in passes(self.base, self.models, self.held, settings).items()
-        }
+        found = passes(self.base, self.models, self.held, settings)
+        points = {name: len(every) for name, every in found.items()}
+        runs = points
+        if settings.linearized and settings.executor != "resident":  # sums give all but the checkpoints
+            runs = {name: len(Mixtures.of(every).runs) for name, every in found.items()}
         batches = {name: len(data) for name, data in self.batches.items()}
         local = settings.local and self.base is not None and layers != [OUTPUT]
         # The base once more for its mean feature; for its inputs to layers, if all points run at once.
@@ -111,7 +121,7 @@ class Given:
             "points": max(points.values()),
             "layers": len(layers),
             "samples": {name: data.samples for name, data in self.batches.items()},
-            "forward_passes": sum((points[name] + more) * count for name, count in batches.items()),
+            "forward_passes": sum((runs[name] + more) * count for name, count in batches.items()),
             "local_passes": sum((points[name] - 1) * count for name, count in batches.items())
             if local
             else 0,
@@ -124,8 +134,9 @@ class Given:
         Returns:
             The measurement, with what should be known about models and data.
         """
-        # First what may lack memory, for it needs a second network.
-        notes = [] if self.options.dtype == "float32" else [self._precision()]
+        # First what may lack memory, for it needs a second network. A linearised one is linear in any type.
+        linear = decided(self.base, self.models, self.settings)[0].linearized
+        notes = [] if self.options.dtype == "float32" or linear else [self._precision()]
         found = measure(self.base, self.models, self.held, self.settings)
         found.notes += self.notes + notes
         for name, data in self.batches.items():
@@ -135,7 +146,7 @@ class Given:
     def _precision(self) -> str:
         # One pair on the first batch in float32 as well: what the narrower type changes.
         held = self.held[0]
-        settings = replace(self.settings, local=False, centred=False, progress=False)
+        settings = replace(self.settings, local=False, centred=False, linearized=False, progress=False)
         twin = build(self.sources[self.homes[held.name]], settings, "float32", held.fixed)
         names = sorted(self.models, key=lambda name: name != held.owner)[:2]
         models, base = {name: self.models[name] for name in names}, None if len(names) > 1 else self.base
@@ -237,7 +248,10 @@ def prepare(options: Options, *, calibrate: bool = False) -> Given:
         )
     if len(options.models) + (options.base is not None) < 2:
         raise MergescopeError("Measuring takes two models: --base and one of --models, or two of --models.")
-    opened, notes = _open([*([] if options.base is None else [options.base]), *options.models])
+    references = [*([] if options.base is None else [options.base]), *options.models]
+    if options.settings.linearized:
+        _require_linearisable(references, options)
+    opened, notes = _open(references)
     names = _data_names(options.data.specs, [model.name for model in opened[options.base is not None :]])
     owners = {name: owner for name, (_, owner) in names.items()}
     found = networks_for(opened, owners, options.settings, options.dtype)
@@ -257,6 +271,7 @@ def prepare(options: Options, *, calibrate: bool = False) -> Given:
             owner,
             fixed=found.fixed[name],
             logits=(isinstance(found.networks[name], WithHead) or None) if found.outputs else False,
+            classes=options.data.tasks[name].mask if name in options.data.tasks else None,
         )  # fmt: skip
         for name, owner in owners.items()
     ]
@@ -267,6 +282,20 @@ def prepare(options: Options, *, calibrate: bool = False) -> Given:
         {name: home.name for name, home in found.homes.items()},
     )
     return Given(options, base, views, sources, held, homes, batches, settings, notes + found.notes)
+
+
+def _require_linearisable(references: Sequence[str], options: Options) -> None:
+    from mergescope.models.architecture import find_gguf
+
+    require_executor(options.settings.executor)
+    if options.base is None:
+        raise MergescopeError("The linearised model is linearised around the base. Give a base: --base.")
+    packed = [reference for reference in references if find_gguf(_named(reference)[1]) is not None]
+    if packed:
+        raise MergescopeError(
+            f"{', '.join(packed)}: the weights of a GGUF file are rounded so much that its task vector is mostly "
+            "rounding, which the linearised model would be measured with. Give the original weights (safetensors)."
+        )
 
 
 def _open(references: Sequence[str]) -> tuple[list[Any], list[str]]:
@@ -374,15 +403,22 @@ def _batches(name: str, spec: str, found: Networks, models: Sequence[Any], data:
     from mergescope.data.heads import CLASSES, Head
     from mergescope.models.features import kind_of_model
 
-    table = load_table(
-        spec,
-        split=data.split,
-        config=data.config,
-        limit=data.limit,
-        seed=data.seed,
-        label_column=data.label_column,
-    )
     home, kind = found.homes[name], kind_of_model(found.networks[name])
+    columns: dict[str, Any] = {
+        "text_column": data.text_column, "image_column": data.image_column, "template": data.template,
+        "prompt": data.prompt, "label_column": data.label_column, "max_length": data.max_length,
+    }  # fmt: skip
+    if name in data.tasks:
+        from mergescope.studies.family_data import held_out_rows
+
+        task = data.tasks[name]
+        table, own = held_out_rows(task, kind, split=data.split, limit=data.limit, seed=data.seed)
+        columns = own | {key: value for key, value in columns.items() if value is not None}
+    else:
+        table = load_table(
+            spec, split=data.split, config=data.config, limit=data.limit, seed=data.seed,
+            label_column=data.label_column,
+        )  # fmt: skip
     places = [getattr(model, "tokenizer_directory", model.directory) for model in (home, *models)]
     problem: DataError | None = None
     for files in [data.processor] if data.processor is not None else dict.fromkeys(places):
@@ -402,10 +438,6 @@ def _batches(name: str, spec: str, found: Networks, models: Sequence[Any], data:
             processor, head=Head(CLASSES, len(classes), {c: i for i, c in enumerate(classes)})
         )
     try:
-        return encode(
-            table, processor, batch_size=data.batch_size, max_length=data.max_length, text_column=data.text_column,
-            image_column=data.image_column, template=data.template, prompt=data.prompt,
-            label_column=data.label_column,
-        )  # fmt: skip
+        return encode(table, processor, batch_size=data.batch_size, **columns)
     except DataError as error:
         raise DataError(f"{name}, for the network of {home.name}: {error}") from error

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from mergescope.errors import DataError, MergescopeError
+from mergescope.data.heads import CLASSES
+from mergescope.data.heads import Head as Outputs
+from mergescope.errors import DataError
 from mergescope.models.calling import split_batch
-from mergescope.models.features import kind_of_model
-from mergescope.models.heads import FILE as HEAD_FILE
-from mergescope.models.heads import Head, linear_head, load_head, require_classes
-from mergescope.models.with_head import WithHead
+from mergescope.models.features import Features, kind_of_model
+from mergescope.models.heads import Head
+from mergescope.models.towers import headless
+from mergescope.studies.training_heads import OWN, ZERO_SHOT, head_policy, make_head
+from mergescope.studies.training_texts import written_parts
 from mergescope.training.recipe import Recipe
 from mergescope.weights import Checkpoint
 
 if TYPE_CHECKING:
     import datasets
 
-    from mergescope.data import Batches
-
-HEADS = ("trained", "frozen-random", "none")
-"""Policies of a task head that need nothing but a name; a directory with a head is the other choice."""
+    from mergescope.data import Batches, TaskSpec
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,20 @@ class FineTune:
         regime: see [`regime`][mergescope.training.regime].
         options: of the regime.
         recipe: optimizer, schedule, length.
-        head: ``"trained"``, ``"frozen-random"``, ``"none"`` (language models, and models with a head
-            of their own), or a directory with a head.
+        head: one of [`HEADS`][mergescope.studies.training_heads.HEADS], or a directory with a head.
         keep: ``"last"`` weights, or those of the ``"best"`` validation accuracy.
         seed: of the order of samples, dropout and head.
         limit: training samples at most; 0 for all.
-        max_length: texts are cut at so many tokens.
+        max_length: texts are cut at so many tokens, and so are answers.
         text_column: of the texts.
         label_column: of the labels.
         template: a text from columns.
         prompt: a column or template of a prompt, which is not learned.
+        image_column: of the images.
+        answer_column: of what is to be written, for encoder-decoders and questions to language models.
+        classes: numbers of the classes that make up the task, if it is a part of the data set. Rows of
+            others are left out. A network's own head keeps its outputs, and the others don't count; a
+            head that is made covers these classes only.
     """
 
     base: str
@@ -57,7 +60,7 @@ class FineTune:
     regime: str = "full"
     options: Mapping[str, Any] = field(default_factory=dict)
     recipe: Recipe = field(default_factory=Recipe)
-    head: str = "trained"
+    head: str = "auto"
     keep: str = "last"
     seed: int = 0
     limit: int = 0
@@ -66,6 +69,9 @@ class FineTune:
     label_column: str | None = None
     template: str | None = None
     prompt: str | None = None
+    image_column: str | None = None
+    answer_column: str | None = None
+    classes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,13 +101,15 @@ class TaskData:
 
     Attributes:
         parts: ``train``, ``validation`` and, where there is one, ``test`` batches.
-        classes: names of the classes, or None for language models.
+        classes: names of the classes, or None for networks that write.
         head: the task head, as it is before training; None for networks that have their own.
+        mask: the outputs of a network's own head that count, if not all do.
     """
 
     parts: dict[str, Batches]
     classes: tuple[str, ...] | None
     head: Head | None
+    mask: tuple[int, ...] | None = None
 
 
 def open_task(tune: FineTune, base: Checkpoint, network: nn.Module) -> TaskData:
@@ -117,79 +125,110 @@ def open_task(tune: FineTune, base: Checkpoint, network: nn.Module) -> TaskData:
 
     Raises:
         DataError: the data can't be read or don't fit.
-        MergescopeError: there is no such head.
+        MergescopeError: there is no such head, or the network does not take it.
     """  # noqa: DOC502 (raised by what this calls)
-    tables = _tables(tune, network)
-    parts = {name: _encode(tune, table, base, network, name) for name, table in tables.items()}
-    classes = parts["train"].class_names
-    if classes is None and parts["train"].labels is not None:
-        classes = tuple(map(str, range(int(parts["train"].labels.max()) + 1)))
-    head = None
-    if classes is not None and tune.head != "none":
-        head = _head(tune, network, parts["train"], tuple(classes))
-    return TaskData(parts, None if classes is None else tuple(classes), head)
+    from mergescope.data import load_processor, load_split
+    from mergescope.data.task_splits import SPLITS
+    from mergescope.data.tokens import TextProcessor
+
+    policy = head_policy(tune.head, network)
+    kind = kind_of_model(network if policy == OWN else headless(network))
+    if base.directory is None:
+        raise DataError(f"{base.name} has no directory, so there is no tokenizer or image processor for it.")
+    processor = load_processor(base.directory, kind)
+    writes = kind in ("decoder", "encoder-decoder") and Features.of(network).writes
+    if policy == OWN and writes and isinstance(processor, TextProcessor):
+        return TaskData(written_parts(tune, processor), None, None)
+    if policy == OWN and processor.head.target != CLASSES:
+        raise DataError(
+            f"{type(network).__name__} has no outputs for classes, so it can't be trained on {tune.name} without a "
+            "head. Choose head='trained'."
+        )
+    spec = _classification(tune)
+    tables = {
+        split: load_split(
+            spec, split, classes=tune.classes, limit=(tune.limit or None) if split == "train" else None, seed=tune.seed,
+        )
+        for split in SPLITS
+    }  # fmt: skip
+    names = _class_names(spec, tables)
+    chosen = tuple(sorted(set(range(len(names)) if tune.classes is None else tune.classes)))
+    numbers = None
+    if policy != OWN:
+        processor = replace(processor, head=Outputs(CLASSES, len(chosen)))
+        numbers = {old: new for new, old in enumerate(chosen)}
+    parts = {split: _encode(tune, spec, table, processor, numbers) for split, table in tables.items()}
+    classes = tuple(names[label] for label in chosen)
+    if policy == OWN:
+        return TaskData(parts, classes, None, None if tune.classes is None else _outputs(parts))
+    inputs, _ = split_batch(parts["train"].batch(torch.arange(1)))
+    words, templates = _in_words(spec, tables["train"], chosen) if policy == ZERO_SHOT else ((), ())
+    head = make_head(
+        policy, network, base, inputs, classes=classes, words=words, templates=templates, task=tune.name,
+        seed=tune.seed,
+    )  # fmt: skip
+    return TaskData(parts, classes, head)
 
 
-def _tables(tune: FineTune, network: nn.Module) -> dict[str, datasets.Dataset]:
-    from mergescope.data import load_table
-    from mergescope.data.registry import task_spec
-    from mergescope.data.task_splits import held_out, load_split
+def _classification(tune: FineTune) -> TaskSpec:
+    from mergescope.data.registry import TEXT_TO_TEXT, TEXTS, task_spec
 
-    limit = tune.limit or None
-    if kind_of_model(network) == "decoder":  # any text will do: there are no classes to check
-        table = load_table(tune.task, split="train")
-        train, validation = (table.select(places) for places in held_out(len(table)))
-        parts = {"train": train, "validation": validation}
-        return {name: part.select(range(min(limit or len(part), len(part)))) for name, part in parts.items()}
-    spec = task_spec(tune.task)
-    return {
-        "train": load_split(spec, "train", limit=limit, seed=tune.seed),
-        "validation": load_split(spec, "validation"),
-        "test": load_split(spec, "test"),
-    }
+    if tune.answer_column is not None:
+        raise DataError(
+            f"answer_column={tune.answer_column!r}: this network gives classes and writes nothing. Use "
+            "label_column, or an encoder-decoder."
+        )
+    spec = task_spec(tune.task, label_column=tune.label_column, text=tune.template or tune.text_column)
+    if spec.kind != TEXT_TO_TEXT:
+        return spec
+    if spec.classes is None:
+        raise DataError(
+            f"The task {spec.name} asks for answers in words, and this network gives classes. Take an encoder-decoder, "
+            "such as T5, or a task with classes."
+        )
+    columns = {"text": "text", "label": tune.label_column or "label"}
+    return replace(spec, kind=TEXTS, wording=None, columns=columns)
+
+
+def _class_names(spec: TaskSpec, tables: Mapping[str, datasets.Dataset]) -> tuple[str, ...]:
+    from mergescope.data.labels import read_labels
+    from mergescope.data.task_splits import label_column
+
+    column = label_column(spec, tables["train"])
+    names = getattr(tables["train"].features[column], "names", None) or spec.classes
+    if names is not None:
+        return tuple(names)
+    return tuple(map(str, range(int(read_labels(tables["train"], column).ids.max()) + 1)))
+
+
+def _in_words(
+    spec: TaskSpec, table: datasets.Dataset, chosen: tuple[int, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    from mergescope.data import class_words
+
+    words = class_words(spec, table)
+    return tuple(words[label] for label in chosen), spec.templates
 
 
 def _encode(
-    tune: FineTune, table: datasets.Dataset, base: Checkpoint, network: nn.Module, part: str
+    tune: FineTune, spec: TaskSpec, table: datasets.Dataset, processor: Any, numbers: Mapping[int, int] | None
 ) -> Batches:
-    from mergescope.data import encode, load_processor
+    from mergescope.data import encode
+    from mergescope.data.registry import IMAGES
+    from mergescope.data.task_splits import image_column
 
-    if base.directory is None:
-        raise DataError(f"{base.name} has no directory, so there is no tokenizer or image processor for it.")
-    processor = load_processor(base.directory, kind_of_model(network))
-    label = tune.label_column or next((c for c in ("label", "labels") if c in table.column_names), None)
-    if kind_of_model(network) == "decoder":  # learns the next token, whatever columns there are
-        label = None
-    names = getattr(table.features[label], "names", None) if label is not None else None
+    columns: dict[str, Any] = {"label_column": spec.columns["label"]}
+    if spec.kind == IMAGES:
+        columns["image_column"] = tune.image_column or image_column(spec, table)
+    else:
+        text = tune.text_column or (spec.columns.get("text") if tune.template is None else None)
+        columns |= {"text_column": text, "template": tune.template, "prompt": tune.prompt}
     return encode(
-        table, processor, batch_size=tune.recipe.batch, max_length=tune.max_length, text_column=tune.text_column,
-        template=tune.template, prompt=tune.prompt, label_column=label, classes=len(names) if names else None,
-        label2id={name: place for place, name in enumerate(names)} if names else None,
+        table, processor, batch_size=tune.recipe.batch, max_length=tune.max_length, label2id=numbers, **columns
     )  # fmt: skip
 
 
-def _head(tune: FineTune, network: nn.Module, train: Batches, classes: tuple[str, ...]) -> Head:
-    if tune.head not in HEADS:
-        if not Path(tune.head, HEAD_FILE).is_file():
-            raise MergescopeError(
-                f"There is no head {tune.head!r}. Choose one of {', '.join(HEADS)}, or a directory with {HEAD_FILE}."
-            )
-        head = load_head(Path(tune.head))
-        require_classes(head, classes, tune.task)
-        return head
-    first, _ = split_batch(train.batch(torch.arange(1)))
-    return linear_head(embedding_size(network, first), classes, tune.seed, tune.head)
-
-
-@torch.no_grad()
-def embedding_size(network: nn.Module, inputs: Any) -> int:
-    """Length of the embedding that a head is put on.
-
-    Args:
-        network: a backbone.
-        inputs: of one batch.
-
-    Returns:
-        The length.
-    """
-    return WithHead(network, linear_head(1, ["any"], 0)).embedding(inputs).shape[-1]
+def _outputs(parts: Mapping[str, Batches]) -> tuple[int, ...]:
+    # The model's numbers, which need not be those of the data.
+    found = [part.labels for part in parts.values() if part.labels is not None]
+    return tuple(torch.cat(found).unique().tolist())

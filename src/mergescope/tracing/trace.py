@@ -16,8 +16,9 @@ from mergescope.models.batchnorm import has_running_statistics, reestimate_batch
 from mergescope.models.calling import split_batch, to_device
 from mergescope.models.features import Features
 from mergescope.models.layers import find_layers
-from mergescope.models.loading import key_map, load_weights
+from mergescope.models.loading import key_map, load_weights, usable_device
 from mergescope.readings import FeatureMeans, InnerProducts, NextTokenLoss, Outputs, Reading
+from mergescope.tracing.affine import affine_part, run_affine
 from mergescope.tracing.batched import pays, run_batched
 from mergescope.tracing.capture import trivially_linear
 from mergescope.tracing.determinism import (
@@ -49,7 +50,9 @@ class Trace:
         forward_passes: forward passes of a batch.
         local_passes: further passes through the layers alone, for local linearity.
         features: the convention: kind of model and choice of feature.
-        executor: ``"resident"``, ``"batched"`` or ``"streamed"``.
+        executor: ``"resident"``, ``"affine"``, ``"batched"`` or ``"streamed"``.
+        affine: whether features are affine in the weights, since the network is linearised; outputs are
+            as well, but those of a head that normalises.
         dtype: what the network computed in.
         network: name of its class.
         seconds: wall time.
@@ -65,6 +68,7 @@ class Trace:
     local_passes: int = 0
     features: Features = Features()
     executor: str = "resident"
+    affine: bool = False
     dtype: torch.dtype = torch.float32
     network: str = ""
     seconds: float = 0.0
@@ -133,9 +137,10 @@ def trace(
         centre: a point whose mean feature is subtracted from all features, at the price of another
             pass through it. Tests stay tests, since their coefficients sum to 1.
         executor: ``"resident"``; ``"batched"``: all points at once, for small networks on a GPU;
-            ``"streamed"``: block by block, for models larger than memory; or ``"auto"``: streamed for
-            an [`empty_model`][mergescope.empty_model], which has no other, batched on a GPU where that is
-            likely faster and possible, else resident.
+            ``"streamed"``: block by block, for models larger than memory; ``"affine"``: checkpoints only,
+            and sums for their combinations, for linearised networks; or ``"auto"``: affine for those,
+            streamed for an [`empty_model`][mergescope.empty_model], which has no other, batched on a GPU
+            where that is likely faster and possible, else resident.
         device: where an empty model's parameters go; any other model computes where it is.
         fixed: state-dict entries that no point fills and that stay what they are in the model: a
             task's own head on a body that many share.
@@ -180,19 +185,29 @@ def trace(
     if reference is not None and reference not in distinct:
         raise PointError(f"local= must be one of the traced points, got {reference!r}.")
     chosen = find_layers(model, layers)
-    convention = Features.of(model, features)
+    affine = affine_part(model) is not None
+    # A network's class says how it is called, and the class of a linearised one is that of what is inside.
+    convention = Features.of(getattr(model, "network", model) if affine else model, features)
+    if affine:
+        _require_linearised(executor, reference)
+    elif executor == "affine":
+        raise MergescopeError(
+            f"The affine executor is for networks that are affine in their weights, and {type(model).__name__} is not. "
+            "Linearise it: linearized_network(model, base); or use the resident executor."
+        )
     empty = any(entry.is_meta for entry in model.parameters())
-    if empty and executor == "auto":
-        executor = "streamed"
+    if executor == "auto" and (affine or empty):
+        executor = "affine" if affine else "streamed"
     if empty and executor != "streamed":
         raise MergescopeError(
-            f"An empty model has no memory for the {executor} executor. Use streamed, or load_model()."
+            f"An empty model has no memory for the {executor} executor. "
+            f"Use {'' if affine else 'streamed, or '}load_model()."
         )
     if calibration is not None and executor == "streamed":
         raise MergescopeError(
             "BatchNorm statistics can't be re-estimated block by block. Use the resident executor."
         )
-    place = torch.device(device)
+    place = usable_device(device)
     if not empty:
         place = next((entry.device for entry in model.parameters()), torch.device("cpu"))
     require_repeatable(data, "data")
@@ -230,7 +245,7 @@ def trace(
             if check:
                 require_deterministic_model(model, first, place, convention)
         result = Trace(
-            distinct, tuple(chosen), frozenset(trivial), tuple(readings), features=convention,
+            distinct, tuple(chosen), frozenset(trivial), tuple(readings), features=convention, affine=affine,
             dtype=next((entry.dtype for entry in model.parameters()), torch.float32), network=type(model).__name__,
         )  # fmt: skip
         for reading in readings:
@@ -269,6 +284,7 @@ Executor = Callable[[Pass], None]
 
 EXECUTORS: dict[str, Executor] = {
     "resident": run_resident,
+    "affine": run_affine,
     "batched": run_batched,
     "streamed": run_streamed,
 }
@@ -279,6 +295,19 @@ def _require_executor(name: str) -> None:
     if name not in known:
         raise MergescopeError(
             f"There is no executor {name!r}.{did_you_mean(name, known)} Choose one of {', '.join(known)}."
+        )
+
+
+def _require_linearised(executor: str, reference: Point | None) -> None:
+    if executor in ("batched", "streamed"):
+        raise MergescopeError(
+            f"The {executor} executor can't run a linearised network, which takes derivatives of the whole of it. "
+            "Use the affine or the resident executor."
+        )
+    if reference is not None:
+        raise MergescopeError(
+            "The layers of a linearised network are affine in its weights whatever they are fed, so there is nothing "
+            "that local linearity could show. Leave local out."
         )
 
 

@@ -148,7 +148,7 @@ def train(
         with progress_bar(label, run.total, progress) as advance:
             advance(run.step)
             for numbers in run.steps():
-                advance(1)
+                advance(1, f"loss {numbers['loss']:.3g}")
                 if on_log is not None:
                     on_log("train", numbers)
                 found = run.evaluate_if_due()
@@ -214,13 +214,19 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.runner.device)
         mine = places[self.runner.process_index :: self.runner.num_processes]
-        for part in mine.chunk(recipe.accumulate):
+        parts, count = mine.chunk(recipe.accumulate), 0
+        for part in parts:
             inputs, labels = (to_device(value, self.runner.device) for value in self.data.batch(part))
             with self.runner.autocast():
-                mean, _, _ = self.objective(self.model, inputs, labels)
-            share = len(part) / len(mine)
+                mean, _, predictions = self.objective(self.model, inputs, labels)
+            if len(parts) > 1 and not predictions:  # texts without a token to predict: their mean is NaN
+                continue
+            share = predictions / len(mine) if len(parts) > 1 else 1
             self.runner.backward(mean * share if share != 1 else mean)
             loss += mean.detach() * share
+            count += predictions
+        if len(parts) > 1 and count != len(mine):  # tokens: how many there are is known only now
+            loss = self._rescale(loss, len(mine) / max(count, 1))
         norm = (
             float("nan")
             if recipe.clip is None
@@ -240,6 +246,12 @@ class _Run:
         }  # fmt: skip
         self.history.steps.append(numbers)
         return numbers
+
+    def _rescale(self, loss: torch.Tensor, factor: float) -> torch.Tensor:
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+        return loss * factor
 
     def evaluate_if_due(self) -> dict[str, float] | None:
         """Evaluate after an epoch, after ``evaluate_every`` steps, and at the end.
@@ -287,27 +299,35 @@ class _Run:
         """Go on from the saved state, if there is one.
 
         Raises:
-            MergescopeError: it is of another run, or damaged.
+            MergescopeError: it is of another run, damaged, or does not fit the network.
         """
         if self.state is None or not self.state.is_file():
             return
         try:
             content = torch.load(self.state, map_location=self.runner.device, weights_only=True)
+            key = content["key"]
         except Exception as error:
             raise MergescopeError(
                 f"{self.state}, the state of an interrupted training, can't be read ({error}). Delete it to begin anew."
             ) from error
-        if content["key"] != self.key:
+        network = _unwrapped(self.model)
+        if key != self.key:
             raise MergescopeError(
                 f"{self.state} is the state of a training with another configuration, base or data set. Nothing was "
                 "changed. Choose another output directory, or delete that file to begin anew."
             )
-        _unwrapped(self.model).load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        torch.set_rng_state(content["random"].cpu())
-        self.begun = content["begun"].cpu()
-        self.step, self.epoch, self.position = content["places"]
-        self.history = History(**content["history"])
+        try:
+            network.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            torch.set_rng_state(content["random"].cpu())
+            self.begun = content["begun"].cpu()
+            self.step, self.epoch, self.position = content["places"]
+            self.history = History(**content["history"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise MergescopeError(
+                f"{self.state}, the state of an interrupted training, does not fit {type(network).__name__} "
+                f"({str(error).splitlines()[0]}). Delete it to begin anew."
+            ) from error
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy of classes, or of the next tokens."""
+"""What training minimises: cross-entropy of classes, of the next tokens, or of answers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,14 @@ from mergescope.models.layers import OUTPUT, feature_of
 class Objective:
     """Mean cross-entropy of a batch, and how many predictions are right.
 
-    For classifiers over the logits of the task's classes; for language models over the tokens that
-    are to be predicted (labels other than -100, by default the text itself without padding and prompt).
+    What a prediction is depends on the network:
+
+    - a classifier predicts the class of a sample, over the logits of the task's classes;
+    - a causal language model predicts each token that counts (labels other than -100, by default
+      the text itself without padding and prompt);
+    - an encoder-decoder predicts an answer. Its loss is the mean over the answer's tokens, each given those
+      before it, so that results don't depend on which answers share a batch. It is right if all its
+      tokens are: exactly then greedy decoding writes this answer.
 
     Args:
         model: decides which it is.
@@ -41,7 +47,7 @@ class Objective:
         Args:
             model: the network.
             inputs: a tensor or a mapping of arguments.
-            labels: classes ``(batch,)``, tokens ``(batch, tokens)``, or None for text.
+            labels: classes ``(batch,)``, tokens ``(batch, tokens)`` padded with -100, or None for text.
 
         Returns:
             Mean loss, number of right predictions, number of predictions.
@@ -53,7 +59,7 @@ class Objective:
         if sequence and self.features.kind == "encoder-decoder":
             # The decoder sees the labels one place later; transformers shifts them itself.
             given = {key: value for key, value in inputs.items() if key != TOKEN_MASK}
-            logits = feature_of(model(**given, labels=labels), OUTPUT)
+            logits = feature_of(model(**given, labels=labels, use_cache=False), OUTPUT)
         else:
             logits = feature_of(self.features.call(model, inputs), OUTPUT)
         if self.features.kind == "decoder" and logits.ndim == 3:
@@ -69,6 +75,8 @@ class Objective:
             )
         counted = flat[flat != -100]
         require_labels(counted, logits.shape[-1], self.classes)
+        if sequence and self.features.kind == "encoder-decoder":
+            return self._answers(logits, labels)
         logits = masked(logits, self.classes)
         if self.label_smoothing and self.classes is not None:  # spread over the task's classes only
             spread = -logits.log_softmax(-1)[:, list(self.classes)].mean()
@@ -77,6 +85,16 @@ class Objective:
             loss = F.cross_entropy(logits, flat, label_smoothing=self.label_smoothing)
         right = (logits.detach().argmax(-1) == flat).sum()
         return loss, right, len(counted)
+
+    def _answers(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+        each = F.cross_entropy(
+            logits, labels.flatten(), reduction="none", label_smoothing=self.label_smoothing
+        ).view_as(labels)
+        counts = (labels != -100).sum(1)
+        present = counts > 0
+        loss = (each.sum(1) / counts.clamp_min(1))[present].mean()
+        fits = (logits.detach().argmax(-1).view_as(labels) == labels) | (labels == -100)
+        return loss, (fits.all(1) & present).sum(), int(present.sum())
 
     def _next(self, inputs: Any, labels: torch.Tensor | None) -> torch.Tensor:
         wanted = inputs["input_ids"] if labels is None else labels

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from mergescope.errors import MismatchError
-from mergescope.weights import Point
+from mergescope.weights import Checkpoint, Point
 from mergescope.weights.point import TensorSource
+from mergescope.weights.selection import Selection
 
 
 def origin_of(source: Any) -> str | None:
     """Around which weights a checkpoint was trained in the linearised regime.
 
     Args:
-        source: a checkpoint.
+        source: a checkpoint, or a view of one.
 
     Returns:
         The content digest of th_0, or None for a checkpoint of another regime.
@@ -24,7 +26,7 @@ def origin_of(source: Any) -> str | None:
         >>> origin_of(Checkpoint({"w": torch.zeros(2)})) is None
         True
     """
-    metadata = getattr(source, "metadata", {})
+    metadata = getattr(_whole(source), "metadata", {})
     return metadata.get("base_digest") if metadata.get("linearized") == "true" else None
 
 
@@ -40,15 +42,39 @@ def require_origin(point: Point | TensorSource, base: Point | TensorSource) -> N
     """
     origins = {source.name: origin_of(source) for source in Point.of(point).checkpoints}
     origins = {name: digest for name, digest in origins.items() if digest is not None}
-    if not origins:
-        return
-    found = Point.of(base)
-    own = found.checkpoints[0].digest if found.is_checkpoint else found.digest
-    wrong = [f"{name}: linearised around {digest}" for name, digest in origins.items() if digest != own]
+    wrong = set(origins.values())
+    digests = []
+    for digest in _digests(Point.of(base)) if wrong else ():
+        digests.append(digest)
+        wrong.discard(digest)
+        if not wrong:
+            return
     if wrong:
         raise MismatchError(
-            f"The model is to be linearised around {found} (digest {own}), but some checkpoints were trained "
-            "around other weights:",
-            wrong,
+            f"The model is to be linearised around {Point.of(base)} (digest {digests[-1]}), but some checkpoints were "
+            "trained around other weights:",
+            [f"{name}: linearised around {digest}" for name, digest in origins.items() if digest in wrong],
             "Give the base that they were fine-tuned from.",
         )
+
+
+def _whole(source: Any) -> Any:
+    return source.source if isinstance(source, Selection) else source
+
+
+def _digests(base: Point) -> Iterator[str]:
+    """What headers may call a base: what is seen of it, or the whole file that it is read from.
+
+    Yields:
+        Digests; files are read for the later ones.
+    """
+    yield base.checkpoints[0].digest if base.is_checkpoint else base.digest
+    if not base.is_checkpoint:
+        return
+    source = _whole(base.checkpoints[0])
+    if source is not base.checkpoints[0]:
+        yield source.digest
+    if type(source) is Checkpoint and source.files:  # it may be read as another type than it is stored in
+        place = source.files[0] if len(source.files) == 1 else source.directory
+        if place is not None:
+            yield Checkpoint(place).digest

@@ -1,0 +1,297 @@
+"""Fine-tuning a whole family: everything is opened and checked before the first model is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mergescope.errors import MergescopeError, StudyError
+from mergescope.models.features import kind_of_model
+from mergescope.models.towers import headless
+from mergescope.studies.families import Base, FamilyDirectory, Member, Task, is_family, read_family
+from mergescope.studies.family_config import FamilyConfig, located
+from mergescope.studies.finetune import Prepared, finetune, prepare
+from mergescope.studies.finetuned import COLUMNS_OF_TASKS, Status, read_record, status_of
+from mergescope.studies.rundir import RunDirectory
+from mergescope.studies.tensorboard import Log, require_tensorboard
+from mergescope.studies.training_data import FineTune, TaskData, open_task
+from mergescope.training.regimes import TrainableRow, trainable_table
+from mergescope.weights import Checkpoint
+
+KEPT = 2**30
+"""Bytes of prepared data that stay in memory between the check and the training; others are prepared again."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One model that is to be there in the end.
+
+    Attributes:
+        regime: label of its regime.
+        task: name of its task.
+        tune: what to do.
+        status: what is there of it.
+        key: of its training.
+        steps: of its training.
+        samples: split to number of samples.
+        classes: names of the classes, or None.
+        head: policy of the head, or None.
+    """
+
+    regime: str
+    task: str
+    tune: FineTune
+    status: Status
+    key: str
+    steps: int
+    samples: Mapping[str, int]
+    classes: tuple[str, ...] | None
+    head: str | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.status.found == "finished"
+
+
+@dataclass
+class FamilyPlan:
+    """What fine-tuning a family means, checked.
+
+    Attributes:
+        family: what is on disk, or will be.
+        base: the pretrained model, open.
+        models: every model asked for.
+        tasks: name to task.
+        tables: regime label to what it trains.
+        data: name to data that are still in memory.
+    """
+
+    family: FamilyDirectory
+    base: Checkpoint
+    models: list[Planned]
+    tasks: dict[str, Task]
+    tables: dict[str, list[TrainableRow]]
+    data: dict[str, TaskData] = field(default_factory=dict)
+
+    def run(
+        self,
+        *,
+        progress: bool = True,
+        tensorboard: Path | None = None,
+        device: str | None = None,
+        on_log: Log | None = None,
+    ) -> FamilyDirectory:
+        """Train what is not finished; ``family.yaml`` grows with every model.
+
+        Args:
+            progress: show bars on a terminal.
+            tensorboard: directory of TensorBoard logs, one in it for each model.
+            device: ``"cpu"`` or what accelerate finds.
+            on_log: called with ``"train"`` or ``"evaluation"`` and the numbers of each step.
+
+        Returns:
+            The family.
+
+        Raises:
+            StudyError: another process works on it.
+            MergescopeError: training diverged.
+        """  # noqa: DOC502 (raised by what this calls)
+        if tensorboard is not None:
+            require_tensorboard()
+        if _is_on_disk(self.family, self.models, self.tasks):
+            return self.family
+        with RunDirectory(self.family.path).locked():
+            self.family = self.family.with_models(self.tasks, ())
+            self.family.write()
+            for place, model in enumerate(self.models):
+                folder = self.family.folder(model.regime, model.task)
+                if not model.finished:
+                    prepared = prepare(model.tune, base=self.base, data=self.data.get(model.task))
+                    if not any(other.task == model.task for other in self.models[place + 1 :]):
+                        self.data.pop(model.task, None)
+                    logs = None if tensorboard is None else tensorboard / model.regime / model.task
+                    finetune(
+                        prepared, folder, progress=progress, tensorboard=logs, device=device, on_log=on_log
+                    )
+                self.family = self.family.with_models({}, [_member(model, folder)])
+                self.family.write()
+        return self.family
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan for scripts.
+
+        Returns:
+            Plain values: base, models, and for each regime what trains.
+        """
+        return {
+            "family": str(self.family.path),
+            "base": {"reference": self.family.base.reference, "digest": self.base.digest},
+            "models": [
+                {
+                    "regime": model.regime, "task": model.task, "status": model.status.found, "steps": model.steps,
+                    "samples": dict(model.samples), "classes": None if model.classes is None else len(model.classes),
+                    "head": model.head, "recipe": str(model.tune.recipe), "data": model.tune.task,
+                }
+                for model in self.models
+            ],
+            "trains": {
+                label: [{**vars(row), "shape": list(row.shape)} for row in rows] for label, rows in self.tables.items()
+            },
+        }  # fmt: skip
+
+
+def plan_family(config: FamilyConfig, out: Path) -> FamilyPlan:
+    """Open base and data, and look at what is there already. Nothing is trained or written.
+
+    Args:
+        config: what to do.
+        out: directory of the family.
+
+    Returns:
+        The plan.
+
+    Raises:
+        CheckpointError: the base can't be opened.
+        MismatchError: the directory holds a family of another base.
+        DataError: data can't be read or don't fit.
+        LayerError: a regime does not fit the network.
+        StudyError: the directory holds something else, or models of another configuration; all are named.
+    """  # noqa: DOC502 (raised by what this calls)
+    from mergescope.models import load_model
+    from mergescope.weights.references import open_model
+
+    family = _existing(out)
+    base = open_model(located(config.base))
+    if family is not None:
+        family.require_base(base, config.base)
+    network = load_model(base)
+    kind = kind_of_model(headless(network))
+    if family is None:
+        family = FamilyDirectory(out, Base(located(config.base), base.digest, base.commit, kind))
+    plan = FamilyPlan(family, base, [], {}, {})
+    tunes = config.fine_tunes(kind)
+    found = [
+        _problem(plan, name, {label: tune for (label, task), tune in tunes.items() if task == name}, network)
+        for name in config.tasks
+    ]
+    problems = [problem for problem in found if problem is not None]
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise StudyError(f"{len(problems)} tasks can't be trained:\n{_listed(problems)}")
+    _require_unchanged(plan)
+    return plan
+
+
+def _existing(out: Path) -> FamilyDirectory | None:
+    if is_family(out):
+        return read_family(out)
+    if out.exists() and not out.is_dir():
+        raise StudyError(f"{out} is a file. Choose another --out.")
+    held = sorted(item.name for item in out.iterdir() if item.name != ".lock") if out.exists() else []
+    if held:
+        raise StudyError(
+            f"{out} holds other files ({', '.join(held[:4])}{', ...' * (len(held) > 4)}) and no family. Nothing was "
+            "written. Choose another --out."
+        )
+    return None
+
+
+def _problem(
+    plan: FamilyPlan, name: str, tunes: Mapping[str, FineTune], network: nn.Module
+) -> MergescopeError | None:
+    try:
+        _open(plan, name, tunes, network)
+    except MergescopeError as error:  # so that all tasks' problems are told at once
+        return error
+    return None
+
+
+def _open(plan: FamilyPlan, name: str, tunes: Mapping[str, FineTune], network: nn.Module) -> None:
+    data = open_task(next(iter(tunes.values())), plan.base, network)
+    for label, tune in tunes.items():
+        prepared = prepare(tune, base=plan.base, network=network, data=data)
+        if label not in plan.tables:
+            plan.tables[label] = trainable_table(prepared.network, prepared.regime)
+        plan.models.append(
+            Planned(
+                label, name, tune, status_of(prepared, plan.family.folder(label, name)), prepared.key, prepared.steps,
+                {split: part.samples for split, part in prepared.parts.items()}, prepared.classes,
+                None if prepared.head is None else prepared.head.policy,
+            )
+        )  # fmt: skip
+        plan.tasks[name] = _task(prepared)
+    if sum(map(_bytes, plan.data.values())) + _bytes(data) <= KEPT:
+        plan.data[name] = data
+
+
+def _task(prepared: Prepared) -> Task:
+    tune, parts = prepared.tune, prepared.parts
+    columns = {name: getattr(tune, name) for name in COLUMNS_OF_TASKS if getattr(tune, name) is not None}
+    if tune.classes is not None:
+        columns["classes"] = list(tune.classes)
+    held = parts.get("test", parts["validation"])
+    return Task(tune.task, columns, prepared.classes, held.fingerprint, prepared.mask)
+
+
+def _bytes(data: TaskData) -> int:
+    # Of all batches, from the first of each: samples are of nearly one size.
+    first = {name: next(iter(part)) for name, part in data.parts.items()}
+    return sum(sum(v.nbytes for v in batch.values()) * len(data.parts[name]) for name, batch in first.items())
+
+
+def _require_unchanged(plan: FamilyPlan) -> None:
+    others = {
+        name: _difference(plan.family.tasks[name], task)
+        for name, task in plan.tasks.items()
+        if name in plan.family.tasks
+    }
+    problems = [f"the task {name} is another one there: {told}" for name, told in others.items() if told]
+    where: dict[str, list[str]] = {}
+    for model in plan.models:
+        for change in model.status.changes if not others.get(model.task) else ():
+            where.setdefault(change, []).append(str(model.status.where.relative_to(plan.family.path)))
+    problems += [f"{change} ({', '.join(places)})" for change, places in where.items()]
+    if problems:
+        raise StudyError(
+            f"{plan.family.path} holds a family with another configuration:\n{_listed(problems)}\nNothing was "
+            "overwritten. Go on with the old configuration, give the regime or the task another name, choose another "
+            "--out, or remove those directories."
+        )
+
+
+def _difference(old: Task, new: Task) -> str:
+    if (old.test, old.classes) == (new.test, new.classes):
+        return ""
+    told = [
+        f"{name} {old.columns.get(name)!r}, now {new.columns.get(name)!r}"
+        for name in dict.fromkeys((*old.columns, *new.columns))
+        if old.columns.get(name) != new.columns.get(name)
+    ]
+    if old.classes != new.classes:
+        told.append("its classes are others")
+    return "; ".join(told or ["its held-out samples are others"])
+
+
+def _listed(problems: Any) -> str:
+    return "\n".join(f"  - {problem}" for problem in problems)
+
+
+def _is_on_disk(family: FamilyDirectory, models: list[Planned], tasks: Mapping[str, Task]) -> bool:
+    known = {(member.regime, member.task): member.key for member in family.members}
+    return all(
+        model.finished and known.get((model.regime, model.task)) == model.key for model in models
+    ) and all(name in family.tasks for name in tasks)
+
+
+def _member(model: Planned, folder: Path) -> Member:
+    record = read_record(folder) or {}
+    return Member(
+        model.regime, model.task, model.tune.regime, model.key, Checkpoint(folder).digest, record.get("results", {}),
+        record.get("seconds", 0.0), record.get("steps", 0), record.get("regime", {}).get("trained_parameters", 0),
+    )  # fmt: skip

@@ -1,0 +1,207 @@
+"""Families as other commands take them: a directory that ``finetune`` made, or a published one by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergescope.errors import MergescopeError, StudyError, did_you_mean
+from mergescope.studies.families import FamilyDirectory, is_family, read_family
+from mergescope.studies.published import PublishedFamily, open_family
+from mergescope.weights import Checkpoint
+from mergescope.weights.selection import Selection
+
+PUBLISHED = ("clip8",)
+"""Families that can be opened by name."""
+
+
+@dataclass(frozen=True)
+class OwnFamily:
+    """Models of one regime of a family directory.
+
+    Attributes:
+        family: the directory.
+        base: the base, whose weights are the family's.
+        place: where the base is.
+        models: task name to the model's directory.
+    """
+
+    family: FamilyDirectory
+    base: Checkpoint
+    place: str
+    models: Mapping[str, Path]
+
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        """The fine-tunes.
+
+        Returns:
+            Task name to checkpoint, which is called by the task.
+        """
+        return {task: Checkpoint(path, name=task) for task, path in self.models.items()}
+
+
+class Tower:
+    """A view of a checkpoint with what is asked of a checkpoint when models are compared.
+
+    Args:
+        view: the chosen tensors.
+        name: of the model.
+    """
+
+    config = directory = None
+    """What a part of a model has none of."""
+
+    def __init__(self, view: Selection, name: str) -> None:
+        self.view, self.name, self.spec = view, name, view.spec
+        self.identity, self.commit = view.identity, view.source.commit
+
+    @property
+    def digest(self) -> str:
+        """Content digest (hex) of the chosen tensors. Reads them."""
+        return self.view.digest
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """Read one tensor.
+
+        Args:
+            key: its name.
+
+        Returns:
+            The tensor; treat it as read-only.
+        """
+        return self.view.tensor(key)
+
+    def rows(self, key: str, start: int, stop: int) -> torch.Tensor:
+        """Read some rows of one tensor.
+
+        Args:
+            key: its name.
+            start: index of the first row.
+            stop: one past the last. A scalar counts as one row.
+
+        Returns:
+            ``(stop - start, ...)``.
+        """
+        return self.view.source.rows(self.view.names[key], start, stop)
+
+
+def find_family(
+    text: str, regime: str | None = None, *, base: str | None = None, data: Mapping[str, str] | None = None
+) -> OwnFamily | PublishedFamily:
+    """Open what ``--family`` names.
+
+    Args:
+        text: a directory that ``finetune`` made; ``clip8``, ``clip8:BACKBONE`` or ``clip8=DIR``; or a
+            directory that holds ``base`` and one directory a task, as
+            [`open_family`][mergescope.studies.published.open_family] takes it.
+        regime: label of a regime of a family directory.
+        base: where the base of a family directory is now.
+        data: task name to where its data are, for published families.
+
+    Returns:
+        The family. The base of a family directory has been read, to make sure that it is the right one.
+
+    Raises:
+        StudyError: there is no such family or regime, or the regime has to be chosen.
+        MismatchError: the base is another one.
+        CheckpointError: the base can't be opened.
+    """  # noqa: DOC502 (raised by what this calls)
+    path = Path(text).expanduser()
+    if is_family(path):
+        family = read_family(path)
+        chosen = family.choose(regime)
+        models = {member.task: family.folder(member.regime, member.task) for member in chosen}
+        absent = [str(folder) for folder in models.values() if not folder.is_dir()]
+        if absent:
+            raise StudyError(
+                f"The family {path} lacks {', '.join(absent)}. Run the mergescope finetune that made it again."
+            )
+        place = family.base.reference if base is None else base
+        return OwnFamily(family, family.open_base(base), place, models)
+    if regime is not None or base is not None:
+        what = "--regime" if base is None else "--base"
+        raise StudyError(
+            f"{text} is no family that mergescope finetune made, so {what} has no meaning for it."
+        )
+    if path.is_dir():
+        return open_family(path, data=data)
+    name, equals, place = text.partition("=")
+    if name in PUBLISHED and equals:
+        if not Path(place).expanduser().is_dir():
+            raise StudyError(f"There is no directory {place!r} with the models of {name}.")
+        return open_family(place, data=data)
+    name, colon, backbone = text.partition(":")
+    if name in PUBLISHED:
+        return open_family(name, data=data, **({"backbone": backbone} if colon else {}))  # type: ignore[arg-type]
+    raise StudyError(
+        f"There is no family {text!r}.{did_you_mean(text, PUBLISHED)} Name a directory that mergescope finetune --out "
+        f"made, or one of: {', '.join(PUBLISHED)}."
+    )
+
+
+def family_models(text: str, regime: str | None = None, *, base: str | None = None) -> tuple[Any, list[Any]]:
+    """Base and fine-tunes of a family, to be compared with each other.
+
+    Args:
+        text: as for [`find_family`][].
+        regime: as there.
+        base: as there.
+
+    Returns:
+        The base, and the fine-tunes, which are called by their tasks.
+    """
+    found = find_family(text, regime, base=base)
+    if isinstance(found, OwnFamily):
+        return found.base, list(found.checkpoints().values())
+    start, towers = found.towers()
+    return Tower(start, "base"), [Tower(tower, task) for task, tower in towers.items()]
+
+
+def family_recipe(
+    text: str,
+    regime: str | None,
+    method: str | None,
+    parameters: Mapping[str, Any],
+    *,
+    base: str | None = None,
+) -> dict[str, Any]:
+    """A merge recipe for all models of a family.
+
+    Args:
+        text: a family directory.
+        regime: label of its regime.
+        method: the merge method.
+        parameters: of the method. One that it has for each model is given to all; ``weight`` is
+            1 / number of models where it has no default.
+        base: where the base is now.
+
+    Returns:
+        For [`read_recipe`][mergescope.merging.recipe.read_recipe].
+
+    Raises:
+        MergescopeError: no method is named, there is none of that name, or the family is a published one.
+    """
+    from mergescope.merging.methods import METHODS
+
+    if method is None or method not in METHODS:
+        said = "Say how to merge with --method" if method is None else f"There is no merge method {method!r}"
+        raise MergescopeError(
+            f"{said}.{did_you_mean(method or '', METHODS)} Methods: {', '.join(sorted(METHODS))}."
+        )
+    found = find_family(text, regime, base=base)
+    if isinstance(found, PublishedFamily):
+        raise MergescopeError(
+            f"{text} is a family of vision towers, which have other tensors than their base. Merge them in Python: "
+            "ms.save(base + 0.3 * (a - base), ...) with the towers of open_family()."
+        )
+    kind = METHODS[method]
+    given = dict(parameters)
+    if any(each.name == "weight" and each.default is None for each in kind.parameters):
+        given.setdefault("weight", 1 / len(found.models))
+    models = [{"model": str(path)} for path in found.models.values()]
+    recipe: dict[str, Any] = {"merge_method": method, "models": models, "parameters": given}
+    return recipe if kind.base == "none" else {**recipe, "base_model": found.place}

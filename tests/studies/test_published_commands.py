@@ -1,0 +1,119 @@
+"""``--family`` with published families: tiny ones in local directories, with data of their own."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from test_published import make_base, make_tuned
+from typer.testing import CliRunner
+
+from mergescope.cli import app
+from mergescope.data import class_words, load_split, task_spec
+from mergescope.errors import MergescopeError, StudyError
+from mergescope.studies.opened_families import family_models, find_family
+from mergescope.studies.published import PublishedFamily
+
+
+def run(*arguments):
+    """In this process; errors of ours come through."""
+    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    if isinstance(result.exception, MergescopeError):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A base, two fine-tunes in either layout, and images for both."""
+    root = tmp_path_factory.mktemp("published")
+    base = make_base(root / "models" / "base")
+    make_tuned(root / "models" / "clip-vit-base-patch32_mnist", base, 1, "vision_model.")
+    make_tuned(root / "models" / "svhn", base, 2, "")
+    transformers.CLIPImageProcessor(
+        size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}
+    ).save_pretrained(root / "models" / "base")
+    for task in ("mnist", "svhn"):
+        for split in ("train", "test"):
+            rows = {"image": [], "label": []}
+            for number in range(20):
+                pixels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+                rows["image"].append(Image.fromarray(pixels))
+                rows["label"].append(number % 10)
+            kinds = datasets.Features({
+                "image": datasets.Image(),
+                "label": datasets.ClassLabel(names=list("0123456789")),
+            })
+            (root / task).mkdir(exist_ok=True)
+            datasets.Dataset.from_dict(rows, kinds).to_parquet(root / task / f"{split}.parquet")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def arguments(folder):
+    return [
+        "--family",
+        f"clip8={folder / 'models'}",
+        "--data",
+        *(f"{t}={folder / t}" for t in ("mnist", "svhn")),
+    ]
+
+
+def test_a_published_family_is_measured_with_its_heads(folder):
+    found = json.loads(run("measure", *arguments(folder), "--limit", 0, "--json").stdout)
+    assert found["models"] == ["mnist", "svhn"] and found["base"] is not None
+    family = find_family(f"clip8={folder / 'models'}", data={t: str(folder / t) for t in ("mnist", "svhn")})
+    table = load_split(family.tasks["mnist"], "test")
+    head = family.heads({"mnist": class_words(family.tasks["mnist"], table), "svhn": None})["mnist"]
+    network = family.network("mnist", head)
+    _, towers = family.towers()
+    state = {name: towers["mnist"].tensor(name) for name in towers["mnist"].spec}
+    network.load_state_dict(state, strict=False)
+    processor = transformers.CLIPImageProcessor.from_pretrained(folder / "models" / "base")
+    pixels = processor(list(table["image"]), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        logits = network(pixel_values=pixels).logits
+    wanted = torch.tensor(table["label"][:])
+    (said,) = [each for each in found["losses"] if (each["model"], each["data"]) == ("mnist", "mnist")]
+    assert said["loss"]["mean"] == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, wanted).item(), abs=1e-4
+    )
+    assert said["accuracy"]["mean"] == pytest.approx((logits.argmax(1) == wanted).double().mean().item())
+
+
+def test_a_published_family_is_checked_and_compared(folder):
+    place = folder / "models"
+    assert "Can be merged" in run("check", "--family", place).stdout
+    rows = json.loads(run("geometry", "--family", f"clip8={place}", "--json").stdout)
+    found = {
+        row["model"]: row["value"] for row in rows if (row["scope"], row["measure"]) == ("model", "norm")
+    }
+    base, models = family_models(str(place))
+    for model in models:
+        squares = (((model.tensor(k) - base.tensor(k)).double() ** 2).sum() for k in base.spec)
+        assert found[model.name] == pytest.approx(float(sum(squares)) ** 0.5, rel=1e-5)
+
+
+def test_clip8_is_opened_by_name_and_backbone():
+    plain, large = find_family("clip8"), find_family("clip8:large-patch14")
+    assert isinstance(plain, PublishedFamily) and plain.base == "openai/clip-vit-base-patch32"
+    assert large.models["dtd"] == "tanganke/clip-vit-large-patch14_dtd"
+    with pytest.raises(StudyError, match="no backbone 'large'"):
+        find_family("clip8:large")
+    assert task_spec("dtd") == plain.tasks["dtd"]
+
+
+def test_what_a_published_family_can_not_do_is_told(folder):
+    with pytest.raises(MergescopeError, match="measured in float32"):
+        run("measure", *arguments(folder), "--dtype", "bfloat16")
+    with pytest.raises(MergescopeError, match="vision towers"):
+        run("merge", "--family", folder / "models", "--method", "linear", "--out", folder / "m")
+    with pytest.raises(StudyError, match="--regime has no meaning"):
+        run("check", "--family", folder / "models", "--regime", "full")
