@@ -468,3 +468,9 @@ def test_heads_for_other_backbones_are_refused():
     t5 = transformers.T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     with pytest.raises(MergescopeError, match="T5Model writes its answers"):
         WithHead(transformers.T5Model(t5), linear_head(8, CLASSES, 0))
+
+
+def test_the_same_head_is_the_same_bytes(tmp_path):
+    head = linear_head(4, ("a", "b"), seed=0)
+    one, two = (save_head(tmp_path / name, head).read_bytes() for name in ("one", "two"))
+    assert one == two and load_head(tmp_path / "one").digest == head.digest

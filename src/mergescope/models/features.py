@@ -108,6 +108,8 @@ class Features:
                 f"There are no features {choice!r}.{did_you_mean(choice, CHOICES)} Choose one of: "
                 f"{'; '.join(f'{name} ({meaning})' for name, meaning in CHOICES.items())}."
             )
+        if getattr(model, "affine", False):  # of a linearised network, the one inside says how it is called
+            model = getattr(model, "network", model)
         kind = kind_of_model(model)
         config: Any = getattr(model, "config", None)
         start = None

@@ -34,6 +34,9 @@ POLICIES = ("zero-shot", "frozen-random", "trained", "given")
 FILE = "head.safetensors"
 """The head's file in a checkpoint directory, beside ``model.safetensors``."""
 
+HEADER = "mergescope.head"
+"""The entry of that file's header which says policy, classes, normalisation and digest, as JSON."""
+
 
 @dataclass(frozen=True, eq=False)
 class Head:
@@ -200,13 +203,15 @@ def save_head(folder: Path, head: Head) -> Path:
     Returns:
         The file.
     """
-    metadata = {
-        "format": "pt", "mergescope.head.policy": head.policy, "mergescope.head.classes": json.dumps(head.classes),
-        "mergescope.head.normalise": json.dumps(head.normalise), "mergescope.head.digest": head.digest,
-    }  # fmt: skip
+    said = {
+        "policy": head.policy,
+        "classes": head.classes,
+        "normalise": head.normalise,
+        "digest": head.digest,
+    }
     tensors = {key: value.detach().cpu().contiguous() for key, value in head.tensors.items()}
     with atomic_file(folder / FILE) as temporary:
-        save_file(tensors, temporary, metadata)
+        save_file(tensors, temporary, {HEADER: json.dumps(said)})  # one entry: their order is random
     return folder / FILE
 
 
@@ -230,11 +235,11 @@ def load_head(folder: Path) -> Head:
         )
     try:
         with safe_open(path, framework="pt") as stream:
-            said = {k.removeprefix("mergescope.head."): v for k, v in (stream.metadata() or {}).items()}
+            said = json.loads((stream.metadata() or {})[HEADER])
             tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (no mapping)
         return Head(
-            said["policy"], tensors["weight"], tuple(json.loads(said["classes"])), tensors.get("bias"),
-            json.loads(said["normalise"]), said["digest"],
+            said["policy"], tensors["weight"], tuple(said["classes"]), tensors.get("bias"),
+            said["normalise"], said["digest"],
         )  # fmt: skip
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, MergescopeError) as error:
         raise CheckpointError(

@@ -186,8 +186,7 @@ def trace(
         raise PointError(f"local= must be one of the traced points, got {reference!r}.")
     chosen = find_layers(model, layers)
     affine = affine_part(model) is not None
-    # A network's class says how it is called, and the class of a linearised one is that of what is inside.
-    convention = Features.of(getattr(model, "network", model) if affine else model, features)
+    convention = Features.of(model, features)
     if affine:
         _require_linearised(executor, reference)
     elif executor == "affine":

@@ -213,7 +213,10 @@ class _Run:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.runner.device)
-        mine = places[self.runner.process_index :: self.runner.num_processes]
+        workers = self.runner.num_processes
+        # Each process gets as many samples, else they would wait for each other: of a last batch, some twice.
+        even = places.repeat(workers)[: -(-len(places) // workers) * workers]
+        mine = even[self.runner.process_index :: workers]
         parts, count = mine.chunk(recipe.accumulate), 0
         for part in parts:
             inputs, labels = (to_device(value, self.runner.device) for value in self.data.batch(part))

@@ -66,7 +66,8 @@ class Recipe:
     def __str__(self) -> str:
         name = {"sgd": f"SGD (momentum {self.momentum:g})", "adamw": "AdamW"}[self.optimizer]
         decay = f", weight decay {self.weight_decay:g}" if self.weight_decay else ""
-        length = f"{self.epochs} epochs" if self.steps is None else f"{self.steps} steps"
+        count, unit = (self.epochs, "epoch") if self.steps is None else (self.steps, "step")
+        length = f"{count} {unit}{'' if count == 1 else 's'}"
         shape = "" if self.schedule == "constant" else f" {self.schedule}"
         warm = f", warm-up {self.warmup:g}" if self.warmup else ""
         return f"{name}, lr {self.lr:g}{shape}{warm}{decay}, {length}, batch {self.batch}"
