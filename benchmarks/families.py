@@ -156,7 +156,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     keys = ("regime", "task", "results", "steps", "seconds", "trained_parameters")
     return {
         "base": {key: found["base"][key] for key in ("digest", "kind")},
-        "models": [{key: member[key] for key in keys} for member in found["members"]],
+        "models": [{key: member[key] for key in keys} for member in found["models"]],
     }
 
 
