@@ -23,6 +23,7 @@ def make_measured(
     predicts=True,
     change=lambda row: row,
     says=lambda pair: "CTL holds",
+    linearized=False,
 ):
     """Rows and verdicts of a complete measurement; ``change`` may replace each row, or drop it by returning None."""
     pairs = [("FT–FT", a, b) for a, b in combinations(models, 2)]
@@ -38,6 +39,7 @@ def make_measured(
             "data": list(data),
             "says": says(name),
             "reason": f"Reason of {name}.",
+            "linearized": linearized,
         }
         verdicts.append({"pair": name, **told})
     ends = [*([base] if base else []), *models]

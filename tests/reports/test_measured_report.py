@@ -222,6 +222,8 @@ def test_an_incomplete_run_is_an_error_that_names_what_is_missing(tmp_path, spoi
         ({"models": ("a", "b"), "says": {"a + b": "LLFC only"}}, "fails",
          "CTL does not hold for the pair of fine-tunes at α = 0.5 (LLFC only: 1)."),
         ({"models": ("a",)}, "holds", "CTL holds for base and fine-tune at α = 0.5."),
+        ({"linearized": True}, "holds",
+         "CTL holds for all 3 pairs of fine-tunes at α = 0.5 (in the linearised network, by construction)."),
         ({"alphas": (0.25, 0.5)}, "holds",
          "CTL holds for all 3 pairs of fine-tunes at α = 0.5 (6 of 6 tests over all α)."),
         ({"change": without("cos"), "says": dict.fromkeys(("a + b", "a + c", "b + c"), "no verdict")}, "unknown",

@@ -42,6 +42,7 @@ class Told:
         data: names of the data it was measured on.
         word: one of [`STATUS`][].
         reason: why, in words.
+        linearized: whether it is of the network linearised around the base.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Told:
     data: tuple[str, ...]
     word: str
     reason: str
+    linearized: bool = False
 
     @property
     def status(self) -> str:
@@ -117,6 +119,7 @@ class Measured:
                 tuple(told["data"]),
                 told["says"],
                 told["reason"],
+                told.get("linearized", False),
             )
             for told in verdicts
         ]
@@ -140,6 +143,7 @@ class Measured:
                 "data": pair.data,
                 "says": pair.word,
                 "reason": pair.reason,
+                "linearized": pair.linearized,
             }
             for pair in found.pairs
         ]

@@ -45,6 +45,8 @@ def _counted(found: Measured, kind: str) -> str:
     passed, tested = found.holding(kind)
     if tested > len(words):
         details.append(f"{passed} of {tested} tests over all α")
+    if any(pair.linearized for pair in pairs):
+        details.append("in the linearised network, by construction")
     return f"{text} at α = {found.alpha:g}" + (f" ({'; '.join(details)})." if details else ".")
 
 

@@ -139,6 +139,7 @@ def write_measurement(
             "data": list(pair.data),
             "says": pair.word,
             "reason": pair.reason,
+            "linearized": pair.linearized,
         }
         for pair in found.pairs
     ]
