@@ -113,6 +113,7 @@ def interrupted(self, *entry):
     if len(done) == 2:
         os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's is ignored
 PartialMerge.finished = interrupted
 main()
 """
