@@ -24,13 +24,15 @@ def measured(family, limit=None):
     return prepare_family(str(family.path), None, options).run()
 
 
+@pytest.mark.parametrize("regime", ["full", "linearized"])
 @pytest.mark.parametrize("make", [tunable_bases.vit, tunable_bases.clip, tunable_bases.net])
-def test_measured_accuracy_is_that_which_was_recorded(tmp_path, make):
+def test_measured_accuracy_is_that_which_was_recorded(tmp_path, make, regime):
     data = str(tunable_bases.animals(tmp_path / "data", names=("a", "b", "c", "d", "e")))
     head = "auto" if make is tunable_bases.net else "trained"
     tasks = {"first": {"data": data, "classes": [0, 1]}, "last": {"data": data, "classes": [2, 4]}}
-    family = made(tmp_path, make(tmp_path / "base"), tasks, head=head)
+    family = made(tmp_path, make(tmp_path / "base"), tasks, head=head, regimes=[regime])
     found = measured(family)
+    assert found.linearized == (regime == "linearized")
     for member in family.members:
         said = found.losses[member.task, member.task]
         assert said["accuracy"].mean == pytest.approx(member.results["test"]["accuracy"])

@@ -10,6 +10,9 @@ from mergescope.weights import Checkpoint, Point
 from mergescope.weights.point import TensorSource
 from mergescope.weights.selection import Selection
 
+PREFIX = "mergescope."
+"""Of this package's entries in a checkpoint's header."""
+
 
 def origin_of(source: Any) -> str | None:
     """Around which weights a checkpoint was trained in the linearised regime.
@@ -26,7 +29,8 @@ def origin_of(source: Any) -> str | None:
         >>> origin_of(Checkpoint({"w": torch.zeros(2)})) is None
         True
     """
-    metadata = getattr(_whole(source), "metadata", {})
+    # As finetune writes them, or as the regime gives them.
+    metadata = {key.removeprefix(PREFIX): text for key, text in getattr(_whole(source), "metadata", {}).items()}
     return metadata.get("base_digest") if metadata.get("linearized") == "true" else None
 
 
