@@ -117,7 +117,7 @@ def cifar(options: argparse.Namespace) -> dict[str, Any]:
     """The ResNet."""
     work, data = options.work, str(options.data / "cifar10")
     start = made(work / "resnet-start", sources.empty_resnet)
-    recipe = {"lr": 0.1, "epochs": 8, "batch": 64}
+    recipe = {"lr": 0.1, "epochs": 6, "batch": 64}
     first = {"data": data, "classes": [0, 1]}
     pretraining = {"base": str(start), "tasks": {"cifar-01": first}, "regimes": ["full"], "preset": "mc-sgd",
                    "recipe": recipe, "limit": 4000}  # fmt: skip
@@ -125,8 +125,8 @@ def cifar(options: argparse.Namespace) -> dict[str, Any]:
     tasks = {f"cifar-{one}{one + 1}": {"data": data, "classes": [one, one + 1]} for one in (2, 4, 6, 8)}
     family = {
         "base": str(work / "resnet-base" / "full" / "cifar-01"), "tasks": tasks, "preset": "mc-sgd",
-        "regimes": {"full": {}, "linearized": {"recipe": {"lr": 0.02}}}, "recipe": {**recipe, "lr": 0.05, "epochs": 5},
-        "limit": 3000,
+        "regimes": {"full": {}, "linearized": {"recipe": {"lr": 0.02}}}, "recipe": {**recipe, "lr": 0.05, "epochs": 4},
+        "limit": 2000,
     }  # fmt: skip
     return {"base": base, "family": finetune(family, work / "resnet")}
 

@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from mergescope._version import __version__
-from mergescope.cli import check, demo, finetune, geometry, layers, measure, merge, report, study
+from mergescope.cli import (
+    check,
+    demo,
+    evaluate,
+    finetune,
+    geometry,
+    layers,
+    measure,
+    merge,
+    report,
+    search,
+    study,
+)
+from mergescope.cli import disentangle, stitch
 from mergescope.cli.many_values import many_values
 from mergescope.errors import MergescopeError
 
@@ -25,6 +38,10 @@ app.command("check")(check.check)
 app.command("geometry")(geometry.geometry)
 app.command("finetune", cls=many_values(*finetune.VARIADIC))(finetune.finetune)
 app.command("measure", cls=many_values(*measure.VARIADIC))(measure.measure)
+app.command("evaluate", cls=many_values(*evaluate.VARIADIC))(evaluate.evaluate)
+app.command("search", cls=many_values(*search.VARIADIC))(search.search)
+app.command("disentangle", cls=many_values(*disentangle.VARIADIC))(disentangle.disentangle)
+app.command("stitch", cls=many_values(*stitch.VARIADIC))(stitch.stitch)
 app.command("layers")(layers.layers)
 app.command("merge", cls=many_values("--parameter"))(merge.merge)
 app.command("report")(report.report)

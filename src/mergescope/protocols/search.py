@@ -1,9 +1,10 @@
-"""Choosing the scaling coefficient of task arithmetic on validation data."""
+"""Choosing scaling coefficients of task arithmetic by validation figures alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -100,3 +101,103 @@ def choose(scores: Mapping[float, float]) -> Choice:
         raise PointError("There are no coefficients to choose from.")
     best = min(scores, key=lambda lam: (-scores[lam], lam))
     return Choice(best, scores[best], dict(scores), at_end=best == max(scores))
+
+
+@dataclass(frozen=True)
+class ConstrainedChoice:
+    """A coefficient that makes one accuracy low and keeps another one up.
+
+    Attributes:
+        lam: the coefficient; 0 if nothing is feasible, which is the pretrained model.
+        target: its accuracy on the task that is to be forgotten.
+        control: its accuracy on the control data.
+        floor: what the control accuracy must reach.
+        feasible: whether any coefficient above 0 keeps the control accuracy up.
+        at_end: whether it is the largest of the grid, so that a larger one might be better.
+        control_binds: whether one that the control rule forbids has a lower target accuracy.
+    """
+
+    lam: float
+    target: float
+    control: float
+    floor: float
+    feasible: bool
+    at_end: bool
+    control_binds: bool
+
+    @property
+    def binds(self) -> str:
+        """``"no feasible coefficient"``, ``"grid's end"``, ``"control rule"``, both, ``"no gain"`` or ``"neither"``."""
+        if not self.feasible:
+            return "no feasible coefficient"
+        limits = [
+            said
+            for said, is_so in (("grid's end", self.at_end), ("control rule", self.control_binds))
+            if is_so
+        ]
+        return " and ".join(limits) or ("neither" if self.lam else "no gain")
+
+
+def choose_negation(
+    target: Mapping[float, float], control: Mapping[float, float], floor: float
+) -> ConstrainedChoice:
+    """The lowest target accuracy that the control rule allows (TA; equations.md 3); among equals the smallest edit.
+
+    Args:
+        target: coefficient to accuracy on the task that is to be forgotten; 0 must be among them.
+        control: the same coefficients to accuracy on control data.
+        floor: least control accuracy, which that at 0 has.
+
+    Returns:
+        The choice: coefficient 0 with ``feasible`` False if all others fall below the floor.
+
+    Raises:
+        PointError: coefficient 0 is missing.
+
+    Example:
+        >>> found = choose_negation({0: 0.9, 0.5: 0.4, 1: 0.2}, {0: 0.8, 0.5: 0.77, 1: 0.5}, floor=0.76)
+        >>> found.lam, found.binds
+        (0.5, 'control rule')
+    """
+    if 0 not in target:
+        raise PointError("Negation is compared with the pretrained model: coefficient 0 must be evaluated.")
+    allowed = [lam for lam in target if lam == 0 or control[lam] >= floor - 1e-9]
+    best = min(allowed, key=lambda lam: (target[lam], lam))
+    forbidden = [lam for lam in target if lam not in allowed]
+    return ConstrainedChoice(
+        best, target[best], control[best], floor, feasible=len(allowed) > 1, at_end=best > 0 and best == max(target),
+        control_binds=any(target[lam] < target[best] for lam in forbidden),
+    )  # fmt: skip
+
+
+def grid_parts(grid: Sequence[Number], limit: float | None = None) -> list[tuple[float, ...]]:
+    """A grid, and what follows it while its end is the best: a quarter of its length at a time.
+
+    Args:
+        grid: coefficients, ascending, from 0 on.
+        limit: the largest coefficient to go to, in steps of the grid's last one; None: the grid alone.
+
+    Returns:
+        The grid, then its continuations.
+
+    Raises:
+        PointError: the grid is empty, negative or not ascending.
+
+    Example:
+        >>> grid_parts((0, 0.5, 1), limit=2.2)
+        [(0.0, 0.5, 1.0), (1.5,), (2.0,)]
+    """
+    steps = [exact(value) for value in grid]
+    if not steps or steps[0] < 0 or any(b <= a for a, b in pairwise(steps)):
+        said = ", ".join(f"{float(value):g}" for value in steps) or "empty"
+        raise PointError(
+            f"The grid of coefficients is {said}. Give numbers from 0 on, each larger than the last."
+        )
+    parts = [tuple(float(value) for value in steps)]
+    if limit is None or len(steps) < 2:
+        return parts
+    step, count = steps[-1] - steps[-2], max(1, (len(steps) - 1) // 4)
+    further = [
+        float(steps[-1] + step * number) for number in range(1, int((exact(limit) - steps[-1]) / step) + 1)
+    ]
+    return [*parts, *(tuple(further[start : start + count]) for start in range(0, len(further), count))]
