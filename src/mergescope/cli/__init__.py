@@ -11,6 +11,7 @@ from mergescope._version import __version__
 from mergescope.cli import (
     check,
     demo,
+    disentangle,
     evaluate,
     finetune,
     geometry,
@@ -19,9 +20,10 @@ from mergescope.cli import (
     merge,
     report,
     search,
+    soup,
+    stitch,
     study,
 )
-from mergescope.cli import disentangle, stitch
 from mergescope.cli.many_values import many_values
 from mergescope.errors import MergescopeError
 
@@ -40,6 +42,7 @@ app.command("finetune", cls=many_values(*finetune.VARIADIC))(finetune.finetune)
 app.command("measure", cls=many_values(*measure.VARIADIC))(measure.measure)
 app.command("evaluate", cls=many_values(*evaluate.VARIADIC))(evaluate.evaluate)
 app.command("search", cls=many_values(*search.VARIADIC))(search.search)
+app.command("soup", cls=many_values(*soup.VARIADIC))(soup.soup)
 app.command("disentangle", cls=many_values(*disentangle.VARIADIC))(disentangle.disentangle)
 app.command("stitch", cls=many_values(*stitch.VARIADIC))(stitch.stitch)
 app.command("layers")(layers.layers)

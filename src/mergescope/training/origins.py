@@ -30,7 +30,9 @@ def origin_of(source: Any) -> str | None:
         True
     """
     # As finetune writes them, or as the regime gives them.
-    metadata = {key.removeprefix(PREFIX): text for key, text in getattr(_whole(source), "metadata", {}).items()}
+    metadata = {
+        key.removeprefix(PREFIX): text for key, text in getattr(_whole(source), "metadata", {}).items()
+    }
     return metadata.get("base_digest") if metadata.get("linearized") == "true" else None
 
 

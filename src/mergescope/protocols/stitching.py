@@ -1,0 +1,477 @@
+"""Stitching: is the average of two models' features something that the pretrained network understands?"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from mergescope.errors import DataError, MergescopeError, did_you_mean
+from mergescope.models.calling import split_batch
+from mergescope.protocols.disentanglement import task_pairs
+from mergescope.protocols.linear_model import in_linear_model
+from mergescope.protocols.measure import HeldOut
+from mergescope.protocols.search import GRID
+from mergescope.readings import Outputs, Summary, bootstrap
+from mergescope.tracing.rest import blocks_of
+from mergescope.tracing.stitched import Mixture, Stitched, stitch
+from mergescope.weights import Point, exact, task_vector
+from mergescope.weights.point import TensorSource
+
+Model = Point | TensorSource
+
+ADDITION_GRID = (0.1, 0.2, 0.3, 0.4, 0.5)
+"""Coefficients of addition, unless told otherwise; at 0.5 the single models are the fine-tunes themselves."""
+
+SHOWN = 0.4
+"""Tables show the coefficient nearest to this, which is CTL's."""
+
+MIXED, SINGLE, WHOLE = "mixed", "single", "whole"
+"""Mixed features, a single model's features, both with the base's rest; and a network that is not stitched."""
+
+
+@dataclass(frozen=True)
+class StitchingSettings:
+    """How to stitch.
+
+    Attributes:
+        lams: scaling coefficients; None for [`ADDITION_GRID`][] of addition, and 0, .05 .. 1 of negation.
+        pairs: of tasks that are added; None for all.
+        layers: the blocks.
+        seed: of intervals.
+        progress: show bars on a terminal.
+    """
+
+    lams: tuple[float, ...] | None = None
+    pairs: tuple[tuple[str, str], ...] | None = None
+    layers: str | Sequence[str] = "blocks"
+    seed: int = 0
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one network scores on one data set.
+
+    Attributes:
+        kind: ``mixed``, ``single`` or ``whole``.
+        points: whose features: ``"a + b"``, ``"a"``; of negation ``"- a"``.
+        data: the data set.
+        layer: after which the base's rest runs; empty if whole.
+        lam: the coefficient.
+        accuracy: share of samples, or of tokens, that are right.
+        loss: cross-entropy.
+    """
+
+    kind: str
+    points: str
+    data: str
+    layer: str
+    lam: float
+    accuracy: Summary
+    loss: Summary
+
+
+@dataclass(frozen=True)
+class Stitching:
+    """The result of [`stitch_addition`][] or [`stitch_negation`][].
+
+    Attributes:
+        protocol: ``addition`` or ``negation``.
+        scores: everything measured.
+        base: data set to what the base scores.
+        lams: the coefficients.
+        layers: data set to its blocks, in the order in which they run.
+        members: points of mixed features to those of the single models to compare with.
+        passes: data set to what stitching on it cost.
+        notes: what the user should know.
+    """
+
+    protocol: str
+    scores: tuple[Score, ...]
+    base: Mapping[str, Score]
+    lams: tuple[float, ...]
+    layers: Mapping[str, tuple[str, ...]]
+    members: Mapping[str, tuple[str, ...]]
+    passes: Mapping[str, Stitched]
+    notes: tuple[str, ...] = ()
+
+    def select(self, **having: Any) -> list[Score]:
+        """Scores with these attributes.
+
+        Args:
+            **having: attribute to value, for example ``kind="mixed"``.
+
+        Returns:
+            The scores, in order.
+        """
+        return [
+            score
+            for score in self.scores
+            if all(getattr(score, name) == value for name, value in having.items())
+        ]
+
+    def score(self, kind: str, points: str, data: str, layer: str, lam: float) -> Score:
+        """One score.
+
+        Args:
+            kind: of the features.
+            points: whose.
+            data: the data set.
+            layer: after which it is stitched; empty if whole.
+            lam: the coefficient.
+
+        Returns:
+            The score.
+
+        Raises:
+            MergescopeError: that was not measured.
+        """
+        key = kind, points, data, layer, lam
+        if key not in self._found:
+            raise MergescopeError(
+                f"Stitched {self.protocol} has no score for {', '.join(map(str, key))}. See its layers and lams."
+            )
+        return self._found[key]
+
+    @cached_property
+    def _found(self) -> dict[tuple[str, str, str, str, float], Score]:
+        return {(s.kind, s.points, s.data, s.layer, s.lam): s for s in self.scores}
+
+    @property
+    def shown(self) -> float:
+        """The coefficient that tables show."""
+        return min(self.lams, key=lambda lam: abs(lam - SHOWN))
+
+    @property
+    def forward_passes(self) -> int:
+        """Forward passes of a batch through whole networks."""
+        return sum(found.forward_passes for found in self.passes.values())
+
+    @property
+    def rest_passes(self) -> int:
+        """Passes of a batch through what follows a block."""
+        return sum(found.rest_passes for found in self.passes.values())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All scores as lines of a results table.
+
+        Returns:
+            Fields of [`Row`][mergescope.studies.rundir.Row]; the kinds are ``stitch-addition``,
+            ``stitch-addition-single``, ``stitch-addition-whole`` (and of negation), and ``accuracy`` of the base.
+        """
+        table = []
+        for score in (*self.base.values(), *self.scores):
+            found, suffix = self.passes[score.data], "" if score.kind == MIXED else f"-{score.kind}"
+            kind = "accuracy" if score is self.base[score.data] else f"stitch-{self.protocol}{suffix}"
+            common = {
+                "kind": kind, "points": score.points, "data": score.data, "layer": score.layer, "parameter": score.lam,
+                "seconds": round(found.seconds, 3), "forward_passes": found.forward_passes,
+                "peak_bytes": found.peak_bytes,
+            }  # fmt: skip
+            table += [
+                {**common, "measure": measure, **vars(value)}
+                for measure, value in (("accuracy", score.accuracy), ("loss", score.loss))
+            ]
+        return table
+
+    def __str__(self) -> str:
+        ends = sorted({(score.points, score.data) for score in self.select(kind=MIXED)})
+        lines = [f"Stitched {self.protocol}, accuracy at lambda {self.shown:g} (base, whole: not stitched)"]
+        for points, data in ends:
+            names = self.members[points]
+            first = max(5, *map(len, self.layers[data]))
+            lines.append(f"{points} on {data}")
+
+            def line(
+                name: str, values: Sequence[str], first: int = first, names: Sequence[str] = names
+            ) -> str:
+                widths = [max(5, len(name)) for name in ("mixed", *names)]
+                cells = (f"  {value:>{width}}" for value, width in zip(values, widths, strict=False))
+                return f"  {name:<{first}}{''.join(cells)}"
+
+            lines.append(line("after", ["mixed", *names]))
+            for layer in self.layers[data]:
+                found = [self.score(MIXED, points, data, layer, self.shown)]
+                found += [self.score(SINGLE, name, data, layer, self.shown) for name in names]
+                lines.append(line(layer, [f"{score.accuracy.mean:.3f}" for score in found]))
+            whole = [self.score(WHOLE, name, data, "", self.shown) for name in names]
+            lines.append(line("whole", ["", *(f"{score.accuracy.mean:.3f}" for score in whole)]))
+            lines.append(line("base", [f"{self.base[data].accuracy.mean:.3f}"]))
+        return "\n".join(lines)
+
+
+def stitch_addition(
+    base: Model,
+    models: Mapping[str, Model],
+    test: Mapping[str, HeldOut],
+    settings: StitchingSettings | None = None,
+) -> Stitching:
+    """Stitching of added features (CTL Fig. 9), after every block, for every coefficient.
+
+    ``g^{>l}(1/2 f^(l)(th_0 + 2 lam tau_i) + 1/2 f^(l)(th_0 + 2 lam tau_j))`` against
+    ``g^{>l}(f^(l)(th_0 + 2 lam tau_i))`` and the same of j, on both tasks' data. The rest ``g^{>l}`` is the
+    pretrained network's, without an adapter.
+
+    Args:
+        base: the pretrained model.
+        models: task to fine-tuned model.
+        test: task to its held-out data.
+        settings: how to stitch.
+
+    Returns:
+        Accuracy and loss.
+
+    Raises:
+        MergescopeError: a pair is unknown, a task lacks data, or its network predicts nothing.
+        DataError: data lack labels.
+        LayerError: a layer can't be stitched after.
+
+    Example:
+        >>> import torch, mergescope as ms
+        >>> net = ms.MLP((4, 8, 3))
+        >>> base = ms.Checkpoint(net.state_dict(), name="base")
+        >>> models = {name: ms.random_neighbour(base, base * 1.5, seed=i) for i, name in enumerate("ab")}
+        >>> data = [(torch.randn(6, 4), torch.arange(6) % 3)]
+        >>> found = stitch_addition(base, models, {name: HeldOut(name, data, net, name) for name in "ab"})
+        >>> found.layers["a"], found.forward_passes, found.rest_passes
+        (('blocks.0',), 22, 30)
+    """  # noqa: DOC502 (raised by what this calls)
+    return _Work.of("addition", base, models, test, settings or StitchingSettings()).run()
+
+
+def stitch_negation(
+    base: Model,
+    models: Mapping[str, Model],
+    test: Mapping[str, HeldOut],
+    settings: StitchingSettings | None = None,
+) -> Stitching:
+    """Stitching of subtracted features (CTL Fig. 10), after every block, for every coefficient.
+
+    ``g^{>l}(2 f^(l)(th_0) - f^(l)(th_0 + lam tau))`` against ``g^{>l}(f^(l)(th_0 - lam tau))``, on the task's
+    data and on control data: those in ``test`` that belong to no model, or, if all do, every other task's.
+
+    Args:
+        base: the pretrained model.
+        models: task to fine-tuned model.
+        test: held-out data of every task, and of controls.
+        settings: how to stitch.
+
+    Returns:
+        Accuracy and loss.
+
+    Raises:
+        MergescopeError: a task lacks data, or a network predicts nothing.
+        DataError: data lack labels.
+        LayerError: a layer can't be stitched after.
+
+    Example:
+        >>> import torch, mergescope as ms
+        >>> net = ms.MLP((4, 8, 3))
+        >>> base = ms.Checkpoint(net.state_dict(), name="base")
+        >>> a = ms.random_neighbour(base, base * 1.5, seed=0)
+        >>> data = [(torch.randn(6, 4), torch.arange(6) % 3)]
+        >>> test = {name: HeldOut(name, data, net) for name in ("a", "control")}
+        >>> found = stitch_negation(base, {"a": a}, test, StitchingSettings(lams=(0.0, 0.5)))
+        >>> sorted({(score.points, score.data) for score in found.scores})
+        [('- a', 'a'), ('- a', 'control')]
+    """  # noqa: DOC502 (raised by what this calls)
+    return _Work.of("negation", base, models, test, settings or StitchingSettings()).run()
+
+
+def plan(
+    protocol: str,
+    base: Model,
+    models: Mapping[str, Model],
+    test: Mapping[str, HeldOut],
+    settings: StitchingSettings | None = None,
+) -> dict[str, Any]:
+    """What stitching will cost.
+
+    Args:
+        protocol: ``addition`` or ``negation``.
+        base: as for [`stitch_addition`][].
+        models: as for [`stitch_addition`][].
+        test: as for [`stitch_addition`][].
+        settings: as for [`stitch_addition`][].
+
+    Returns:
+        Of each data set, its points, mixtures and layers, and passes a batch.
+
+    Raises:
+        MergescopeError: there is no such protocol, or as for [`stitch_addition`][].
+        LayerError: as for [`stitch_addition`][].
+    """  # noqa: DOC502 (raised by what this calls)
+    work = _Work.of(protocol, base, models, test, settings or StitchingSettings())
+    found: dict[str, Any] = {
+        "points": {},
+        "layers": {},
+        "rest_passes_a_batch": {},
+        "equivalent_passes_a_batch": {},
+    }
+    for data, groups in work.wanted.items():
+        mixtures = {entry.mixture for group in groups for entry in group}
+        points = {work.base, *(point for mixture in mixtures for point in mixture.points)}
+        replaced = sum(mixture.points != (work.base,) for mixture in mixtures)
+        layers = len(blocks_of(test[data].model, work.settings.layers))
+        found["points"][data], found["layers"][data] = len(points), layers
+        found["rest_passes_a_batch"][data] = replaced * layers
+        # After block l of L, L - l blocks are left.
+        found["equivalent_passes_a_batch"][data] = len(points) + replaced * (layers - 1) / 2
+    return found
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A mixture to stitch, and what the scores call it."""
+
+    kind: str
+    points: str
+    lam: float
+    mixture: Mixture
+
+
+@dataclass(frozen=True)
+class _Work:
+    protocol: str
+    base: Point
+    wanted: Mapping[str, list[list[_Entry]]]  # data set to groups of what shares points
+    members: Mapping[str, tuple[str, ...]]
+    test: Mapping[str, HeldOut]
+    settings: StitchingSettings
+    lams: tuple[float, ...]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        protocol: str,
+        base: Model,
+        models: Mapping[str, Model],
+        test: Mapping[str, HeldOut],
+        s: StitchingSettings,
+    ) -> _Work:
+        grids = {"addition": ADDITION_GRID, "negation": GRID}
+        if protocol not in grids:
+            raise MergescopeError(
+                f"There is no stitched {protocol!r}.{did_you_mean(protocol, grids)} Choose one of {', '.join(grids)}."
+            )
+        if not models or (s.lams is not None and not s.lams):
+            raise MergescopeError("Stitching takes fine-tuned models, and one scaling coefficient or more.")
+        start = Point.of(base)
+        points = {task: Point.of(model) for task, model in models.items()}
+        vectors = {task: task_vector(point, start) for task, point in points.items()}
+        lams = tuple(float(exact(lam)) for lam in dict.fromkeys(s.lams or grids[protocol]))
+        # In the linearised network there is no rest to run: models of that regime run in the ordinary one.
+        _, notes = in_linear_model(start, points, False)
+        if in_linear_model(start, points, None)[0]:
+            notes = [
+                "the models were trained in the linearised regime, and are stitched in the ordinary network"
+            ]
+        if protocol == "addition":
+            wanted, members = _additions(start, vectors, task_pairs(s.pairs, models), lams)
+        else:
+            wanted, members = _negations(start, vectors, test, lams)
+        lacking = [data for data in wanted if data not in test]
+        if lacking:
+            raise MergescopeError(f"There are no data for {', '.join(lacking)}. Give each task's test data.")
+        for data in wanted:
+            _require_scores(test[data])
+        return cls(protocol, start, wanted, members, test, s, lams, tuple(notes))
+
+    def run(self) -> Stitching:
+        passes = {data: self._stitch(data) for data in self.wanted}
+        scores: list[Score] = []
+        bases: dict[str, Score] = {}
+        for data, found in passes.items():
+            own, *others = self._scores(data, found)
+            bases[data] = own
+            scores += others
+        layers = {data: found.layers for data, found in passes.items()}
+        return Stitching(
+            self.protocol, tuple(scores), bases, self.lams, layers, self.members, passes, self.notes
+        )
+
+    def _stitch(self, data: str) -> Stitched:
+        held, s = self.test[data], self.settings
+        reading: Any = held.reading()
+        groups = [[entry.mixture for entry in group] for group in self.wanted[data]]
+        return stitch(
+            self.base, groups, held.batches, held.model, reading, layers=s.layers, fixed=held.fixed,
+            progress=s.progress,
+        )  # fmt: skip
+
+    def _scores(self, data: str, found: Stitched) -> list[Score]:
+        keys: dict[tuple[str, str, str, float], Hashable] = {(WHOLE, "base", "", 0.0): self.base}
+        for entry in (entry for group in self.wanted[data] for entry in group):
+            for layer in found.layers:
+                keys[entry.kind, entry.points, layer, entry.lam] = found.key(entry.mixture, layer)
+            if entry.kind == SINGLE:
+                keys[WHOLE, entry.points, "", entry.lam] = entry.mixture.points[0]
+        reading = found.reading
+        values = np.stack(
+            [of(key) for key in keys.values() for of in (reading.correct, reading.losses)], axis=1
+        )
+        summaries = bootstrap(values, seed=self.settings.seed)
+        return [
+            Score(kind, points, data, layer, lam, summaries[2 * place], summaries[2 * place + 1])
+            for place, (kind, points, layer, lam) in enumerate(keys)
+        ]
+
+
+def _additions(
+    base: Point, vectors: Mapping[str, Point], pairs: Sequence[tuple[str, str]], lams: Sequence[float]
+) -> tuple[dict[str, list[list[_Entry]]], dict[str, tuple[str, ...]]]:
+    wanted: dict[str, list[list[_Entry]]] = {
+        data: [] for data in dict.fromkeys(task for pair in pairs for task in pair)
+    }
+    half = Fraction(1, 2)
+    for data, groups in wanted.items():
+        own = [pair for pair in pairs if data in pair]
+        for lam in lams:
+            far = {
+                task: base + 2 * exact(lam) * vectors[task]
+                for task in dict.fromkeys(task for pair in own for task in pair)
+            }
+            groups.append([
+                *(_Entry(SINGLE, task, lam, Mixture.of([(point, 1)])) for task, point in far.items()),
+                *(
+                    _Entry(MIXED, f"{a} + {b}", lam, Mixture.of([(far[a], half), (far[b], half)]))
+                    for a, b in own
+                ),
+            ])
+    return wanted, {f"{a} + {b}": (a, b) for a, b in pairs}
+
+
+def _negations(
+    base: Point, vectors: Mapping[str, Point], test: Mapping[str, HeldOut], lams: Sequence[float]
+) -> tuple[dict[str, list[list[_Entry]]], dict[str, tuple[str, ...]]]:
+    controls = [name for name in test if name not in vectors] or list(vectors)
+    wanted: dict[str, list[list[_Entry]]] = {data: [] for data in dict.fromkeys([*vectors, *controls])}
+    for data, groups in wanted.items():
+        for task in vectors:
+            if task != data and data not in controls:
+                continue
+            for lam in lams:  # their points serve no other mixture: few are held at a time
+                there, back = base + exact(lam) * vectors[task], base - exact(lam) * vectors[task]
+                groups.append([
+                    _Entry(SINGLE, f"- {task}", lam, Mixture.of([(back, 1)])),
+                    _Entry(MIXED, f"- {task}", lam, Mixture.of([(base, 2), (there, -1)])),
+                ])
+    return wanted, {f"- {task}": (f"- {task}",) for task in vectors}
+
+
+def _require_scores(held: HeldOut) -> None:
+    reading = held.reading()
+    if reading is None:
+        raise MergescopeError(
+            f"{held.name}: {type(held.model).__name__} predicts nothing, so stitching has no accuracy to show. Give "
+            "a network with a head."
+        )
+    first = next(iter(held.batches), None)
+    if isinstance(reading, Outputs) and first is not None and split_batch(first)[1] is None:
+        raise DataError(f"{held.name}: accuracy and loss need labels. Yield (inputs, labels).")

@@ -1,0 +1,112 @@
+"""A fixed random subset of batched data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from mergescope.models.calling import batch_size, split_batch
+
+
+class Subset:
+    """So many samples of batched data, drawn with a fixed seed; the same ones on every pass.
+
+    Samples stay in their order and are put together again to batches of the usual size, where their
+    shapes agree (texts may be padded to different lengths).
+
+    Args:
+        batches: as for [`trace`][mergescope.trace]; passed once to count the samples.
+        samples: how many; all, if there are no more.
+        seed: of the draw.
+
+    Example:
+        >>> few = Subset([torch.arange(4).view(4, 1), torch.arange(4, 6).view(2, 1)], 3, seed=0)
+        >>> [batch.flatten().tolist() for batch in few], few.samples
+        ([[2, 3, 5]], 3)
+    """
+
+    def __init__(self, batches: Iterable[Any], samples: int, seed: int = 0) -> None:
+        seen = [(batch_size(split_batch(batch)[0]), _shapes(batch)) for batch in batches]
+        total = sum(size for size, _ in seen)
+        self.samples, self._batches = min(samples, total), batches
+        drawn = np.zeros(total, bool)
+        drawn[np.random.default_rng(seed).permutation(total)[: self.samples]] = True
+        ends = np.cumsum([size for size, _ in seen])[:-1]
+        self._rows = [np.flatnonzero(part) for part in np.split(drawn, ends)]
+        self._groups: list[list[int]] = []  # numbers of the batches that a new one is made of
+        largest = max((size for size, _ in seen), default=0)
+        room, before = 0, None
+        for number, (rows, (_, shapes)) in enumerate(zip(self._rows, seen, strict=False)):
+            if not len(rows):
+                continue
+            if self.samples == total or len(rows) > room or shapes != before:
+                self._groups.append([])
+                room, before = largest, shapes
+            self._groups[-1].append(number)
+            room -= len(rows)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __iter__(self) -> Iterator[Any]:
+        ends = {group[-1] for group in self._groups}
+        parts: list[Any] = []
+        for number, (batch, rows) in enumerate(zip(self._batches, self._rows, strict=False)):
+            if len(rows):
+                parts.append(_mapped(batch, torch.from_numpy(rows)))
+            if number in ends:
+                yield _joined(parts)
+                parts = []
+
+
+def subset(batches: Iterable[Any], samples: int, seed: int = 0) -> Iterable[Any]:
+    """Batches of so many samples, without a look at data that say that they are no more.
+
+    Args:
+        batches: as for [`Subset`][].
+        samples: how many at most.
+        seed: of the draw.
+
+    Returns:
+        The batches themselves, or a [`Subset`][] of them.
+
+    Example:
+        >>> subset([torch.ones(3, 1), torch.ones(3, 1)], 4).samples
+        4
+    """
+    said = getattr(batches, "samples", None)
+    return batches if isinstance(said, int) and said <= samples else Subset(batches, samples, seed)
+
+
+def _mapped(value: Any, rows: torch.Tensor) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value[rows.to(value.device)]
+    if isinstance(value, Mapping):
+        return {key: _mapped(item, rows) for key, item in value.items()}
+    return tuple(_mapped(item, rows) for item in value) if isinstance(value, (tuple, list)) else value
+
+
+def _shapes(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape[1:]), value.dtype
+    if isinstance(value, Mapping):
+        return {key: _shapes(item) for key, item in value.items()}
+    return [_shapes(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def _joined(parts: list[Any]) -> Any:
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, torch.Tensor):
+        return torch.cat(parts)
+    if isinstance(first, Mapping):
+        return {key: _joined([part[key] for part in parts]) for key in first}
+    return (
+        tuple(_joined(list(items)) for items in zip(*parts, strict=True))
+        if isinstance(first, (tuple, list))
+        else first
+    )

@@ -1,0 +1,115 @@
+"""Figures of weight disentanglement: a heat map of errors for each pair of tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mergescope.protocols.error_grids import ErrorGrid
+from mergescope.reports.panels import legend
+from mergescope.reports.style import INK, WIDTH, new_figure, settle, shorten, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMNS = 4
+"""Heat maps side by side."""
+
+BOX_COLOUR = "#D55E00"
+
+
+def error_maps(grids: Sequence[ErrorGrid]) -> Figure:
+    """Draw the errors of every pair over both coefficients, as TANGENT and ATTN do.
+
+    Args:
+        grids: of pairs, with one distance.
+
+    Returns:
+        A heat map a pair, on one scale; the search box is drawn in, and the line along which the error is the
+        threshold of the summary.
+    """
+    lines = math.ceil(len(grids) / COLUMNS)
+    columns = math.ceil(len(grids) / lines)
+    width = min(WIDTH, 1.6 + 4.0 * columns)
+    first = grids[0]
+    values = np.concatenate([grid.error.ravel() for grid in grids])
+    # Divergences far out are hundreds of times those near the base.
+    top = float(np.quantile(values, 0.9 if first.distance == "kl" else 1.0)) or 1.0
+    with styled():
+        from matplotlib.colors import Normalize
+
+        figure = new_figure(width, 0.9 + lines * (0.55 + 0.85 * (width - 1.2) / columns))
+        axes = figure.subplots(lines, columns, squeeze=False)
+        image: Any = None
+        for place, panel in enumerate(axes.flat):
+            if place >= len(grids):
+                panel.axis("off")
+                continue
+            image = _map(panel, grids[place], Normalize(0, top), int(20 * 4 / columns))
+        what = f"features of {first.layer}" if first.layer else "outputs"
+        label = f"ξ: symmetrised KL of {what}, nats"
+        if first.distance == "predictions":
+            label = "ξ: share of other predictions, both tasks"
+        bar = figure.colorbar(
+            image, ax=axes, label=label, fraction=0.03, pad=0.01, aspect=28,
+            extend="max" if values.max() > top else "neither",
+        )  # fmt: skip
+        bar.outline.set_visible(False)
+        legend(
+            figure,
+            [
+                (
+                    f"search box, {first.box[0]:g} to {first.box[1]:g}",
+                    {"color": BOX_COLOUR, "ls": "-", "lw": 2.0},
+                ),
+                (
+                    f"ξ = {first.threshold:g}",
+                    {"color": "white", "ls": "-", "lw": 1.2, "path_effects": _outlined()},
+                ),
+            ],
+        )
+        return settle(figure)
+
+
+def _map(axes: Axes, grid: ErrorGrid, scale: Any, room: int) -> Any:
+    values = np.array(grid.coefficients)
+    # Rows of an image go up the second axis: alpha 2.
+    image = axes.pcolormesh(values, values, grid.error.T, cmap="cividis", norm=scale, shading="nearest")
+    if grid.error.min() < grid.threshold < grid.error.max():
+        lines = axes.contour(
+            values, values, grid.error.T, levels=[grid.threshold], colors="white", linewidths=1.2
+        )
+        lines.set(path_effects=_outlined())
+    low, high = grid.box
+    corners = [low, high, high, low, low], [low, low, high, high, low]
+    axes.plot(*corners, color=BOX_COLOUR, lw=2.0)
+    axes.set_aspect("equal")
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    one, other = (shorten(task, room) for task in grid.tasks)
+    axes.set(xlabel=f"α of {one}", ylabel=f"α of {other}")
+    share = grid.summaries["share below of the square"].mean
+    axes.set_title(f"{share:.0%} below {grid.threshold:g}", fontweight="normal")
+    return image
+
+
+def _outlined() -> list[Any]:
+    from matplotlib.patheffects import Normal, Stroke
+
+    return [Stroke(linewidth=2.4, foreground=INK), Normal()]
+
+
+def disentanglement_figures(grids: Sequence[ErrorGrid]) -> dict[str, Figure]:
+    """All figures.
+
+    Args:
+        grids: of pairs.
+
+    Returns:
+        File name without suffix to figure.
+    """
+    return {"disentanglement": error_maps(grids)}

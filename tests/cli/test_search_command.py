@@ -1,0 +1,148 @@
+"""``mergescope search`` as it is typed."""
+
+import json
+
+import pytest
+import yaml
+from given_models import family as given_family
+from given_models import labels, save_rows, texts
+from small_families import described, make_inputs, save_task
+from typer.testing import CliRunner
+
+from mergescope.cli import app
+from mergescope.errors import DataError, MergescopeError, PointError, StudyError
+from mergescope.protocols.arithmetic import task_addition
+from mergescope.protocols.tuning import ArithmeticSettings
+from mergescope.studies.family_file import read_family_config
+from mergescope.studies.family_run import plan_family
+from mergescope.studies.given import DataOptions
+from mergescope.studies.rundir import RESULTS, read_rows
+from mergescope.studies.search_plans import open_given, tasks_of
+
+GRID = ("--grid", 0, 0.25, 0.5, 1, "--no-extend")
+
+
+def run(*arguments):
+    """In this process; errors of ours come through."""
+    words = ["search", *(str(argument) for argument in arguments)]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    if isinstance(result.exception, MergescopeError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def told(*arguments):
+    return json.loads(run(*arguments, "--json"))
+
+
+def by(found, **fixed):
+    return [row for row in found["results"] if all(row[name] == value for name, value in fixed.items())]
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("family")
+    make_inputs(folder)
+    for shift, task in enumerate(("left", "right")):
+        save_task(folder / task, shift, train=90)
+    inputs = described(folder, regimes=["full", "linearized"])
+    return plan_family(read_family_config(inputs), folder / "made").run(progress=False, device="cpu").path
+
+
+@pytest.fixture
+def full(family):
+    return ["--family", family, "--regime", "full", *GRID]
+
+
+def test_addition_is_what_the_protocol_finds(family, full):
+    found = told(*full)
+    settings = ArithmeticSettings((0, 0.25, 0.5, 1), extend=False, progress=False)
+    parts = [
+        open_given(str(family), "full", None, (), DataOptions((), split, limit=None), settings)
+        for split in ("validation", "test")
+    ]
+    want = task_addition(parts[0].base, parts[0].models, *map(tasks_of, parts), settings)
+    tuned = by(found, kind="addition", points=f"lambda = {want.lam:g} (tuned)", measure="normalised accuracy")
+    assert [row["mean"] for row in tuned] == [want.tuned.normalised.mean]
+    scores = by(found, kind="lambda-search", measure="validation normalised accuracy")
+    assert {row["parameter"]: row["mean"] for row in scores} == want.search.choice.scores
+    shown = run(*full).splitlines()
+    assert shown[:-1] == str(want).splitlines()[:-1]  # the last line has the seconds
+
+
+def test_validation_and_test_are_different_samples(family, full):
+    plan = told(*full, "--dry-run")
+    assert plan["samples"] == {"validation": {"left": 9, "right": 9}, "test": {"left": 9, "right": 9}}
+    with pytest.raises(StudyError, match="Validation and test data are the same for left, right"):
+        told(*full, "--split", "validation")
+    with pytest.raises(StudyError, match=r"\(--validation-split, --split\)"):
+        told(*full, "--validation-split", "test")
+
+
+@pytest.mark.parametrize("regime", ["full", "linearized"])
+@pytest.mark.parametrize("more", [(), ("--negate",), ("--methods", "linear", "task_arithmetic", "ties")])
+def test_the_plan_is_what_it_costs_at_most(family, regime, more):
+    usual = ["--family", family, "--regime", regime, *GRID, *more]
+    plan, found = told(*usual, "--dry-run"), told(*usual)
+    assert 0.7 * plan["forward_passes"] <= found["cost"]["forward_passes"] <= plan["forward_passes"]
+    assert found["linearized"] == (regime == "linearized")
+    assert "forward passes of a batch" in run(*usual, "--dry-run")
+
+
+def test_a_task_is_forgotten(full, tmp_path):
+    shown = run(*full, "--negate", "--control", 0.5, "--out", tmp_path / "run")
+    assert "control accuracy on the mean of the other tasks, at least 50 %" in shown
+    rows = read_rows(tmp_path / "run" / RESULTS)
+    assert {row.kind for row in rows} == {"negation", "negation-search"}
+    lams = {row.parameter for row in rows if row.measure == "validation target accuracy"}
+    assert lams == {0, 0.25, 0.5, 1} and {row.points for row in rows} >= {"base", "lambda = 1", "tuned"}
+    about = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    assert about["study"] == "search" and about["config"]["search"]["control_share"] == 0.5
+    assert about["provenance"]["validation"]["data"]["left"]["samples"] == 9
+    assert run(*full, "--out", tmp_path / "run")  # results of a search are replaced by those of another
+    assert {row.kind for row in read_rows(tmp_path / "run" / RESULTS)} == {"lambda-search", "addition"}
+
+
+def test_methods_are_compared(full):
+    found = told(*full, "--methods", "usual", "dare_linear:density=0.5")
+    names = {row["points"].split(",")[0] for row in by(found, kind="merging")}
+    assert names == {
+        "base", "single-task models", "linear", "task_arithmetic", "ties", "dare_ties", "tsv", "iso_c",
+        "dare_linear (density 0.5)",
+    }  # fmt: skip
+    table = run(*full, "--methods", "ties").splitlines()
+    assert table[0].split()[-4:] == ["needs", "merge", "s", "passes"] and len(table) == 6
+
+
+def test_models_may_be_named_one_by_one(tmp_path):
+    given = given_family(tmp_path)
+    for task, shift in (("a", 0), ("b", 1)):
+        for split, count in (("validation", 12), ("test", 10)):
+            kinds = [(row + shift) % 2 for row in range(count)]
+            (tmp_path / f"data-{task}").mkdir(exist_ok=True)
+            save_rows(
+                tmp_path / f"data-{task}" / f"{split}.csv", texts(count, seed=count + shift), label=kinds
+            )
+    usual = ["--base", given["base"], "--models", given["a"], given["b"], *GRID]
+    data = ["--data", f"a={tmp_path / 'data-a'}", f"b={tmp_path / 'data-b'}"]
+    found = told(*usual, *data)
+    assert {row["n"] for row in by(found, kind="addition", measure="accuracy")} == {10}
+    with pytest.raises(MergescopeError, match="A search needs the data of every fine-tune's task"):
+        told(*usual, "--data", tmp_path / "data-a")
+    with pytest.raises(MergescopeError, match="Give a base: --base"):
+        told(*usual[2:], *data)
+    alone = save_rows(tmp_path / "alone.csv", texts(), label=labels(10, 2))
+    with pytest.raises(DataError):  # a file without a validation split
+        told(*usual, "--data", f"a={alone}", f"b={alone}")
+
+
+def test_what_is_wrong_is_said_before_anything_is_run(full):
+    with pytest.raises(MergescopeError, match=r"no merge method 'tie'\. Did you mean: ties"):
+        told(*full, "--methods", "tie")
+    with pytest.raises(MergescopeError, match="slerp merges at most 1 models besides the base, not 2"):
+        told(*full, "--methods", "slerp:t=0.5", "--dry-run")
+    with pytest.raises(MergescopeError, match="run one after the other"):
+        told(*full, "--negate", "--methods", "ties")
+    with pytest.raises(PointError, match="Give numbers from 0 on"):
+        told(*full[:4], "--grid", 1, 0.5)
