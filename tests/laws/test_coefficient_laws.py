@@ -8,9 +8,9 @@ import torch
 from support import family, labelled_batches, make_net
 
 import mergescope as ms
-from mergescope.protocols.coefficient_space import CoefficientSpace
 from mergescope.protocols.coefficients import SearchSettings, search_coefficients
-from mergescope.protocols.objectives import OBJECTIVES
+from mergescope.protocols.coefficients.objectives import OBJECTIVES
+from mergescope.protocols.coefficients.space import CoefficientSpace
 
 QUICK = SearchSettings(progress=False, grid=(0.0, 0.25, 0.5, 0.75, 1.0), rounds=1)
 

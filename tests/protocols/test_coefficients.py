@@ -11,10 +11,10 @@ from tuned_tasks import TASKS, held_out, tuned
 
 import mergescope as ms
 from mergescope.errors import DataError, MergescopeError, PointError
-from mergescope.protocols.coefficient_space import CoefficientSpace
-from mergescope.protocols.coefficient_values import CoefficientValues
 from mergescope.protocols.coefficients import SearchSettings, planned_points, search_coefficients
-from mergescope.protocols.surrogate import Surrogate, design
+from mergescope.protocols.coefficients.space import CoefficientSpace
+from mergescope.protocols.coefficients.surrogate import Surrogate, design
+from mergescope.protocols.coefficients.values import CoefficientValues
 from mergescope.studies.rundir import Row
 from mergescope.training.linearized import linearized_network
 

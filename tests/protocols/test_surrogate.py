@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mergescope.errors import MergescopeError
-from mergescope.protocols.surrogate import Surrogate, design
+from mergescope.protocols.coefficients.surrogate import Surrogate, design
 
 
 def polynomial(axes, order, seed=0):

@@ -6,7 +6,7 @@ from support import family, labelled_batches, make_net
 
 import mergescope as ms
 from mergescope.errors import MismatchError, PointError
-from mergescope.protocols.coefficient_space import CoefficientSpace, layer_groups
+from mergescope.protocols.coefficients.space import CoefficientSpace, layer_groups
 from mergescope.weights.layered import Layered
 
 

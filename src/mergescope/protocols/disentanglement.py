@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import combinations
 from typing import Any
@@ -17,9 +17,10 @@ from mergescope.models.layers import find_layers
 from mergescope.protocols.error_grids import BOX, THRESHOLD, ErrorGrid, coefficients, inside, summarised
 from mergescope.protocols.linear_model import in_linear_model, linearized_in_place, require_executor
 from mergescope.protocols.measure import HeldOut
+from mergescope.protocols.resume import Arrays, once
 from mergescope.protocols.subset import subset
 from mergescope.readings.disagreement import Disagreement, require_distance
-from mergescope.tracing import Trace, trace
+from mergescope.tracing import trace
 from mergescope.tracing.affine import Mixtures
 from mergescope.weights import Point, task_vector
 from mergescope.weights.point import TensorSource
@@ -263,36 +264,46 @@ class _Work:
 
     def run(self) -> Disentanglement:
         found: dict[tuple[str, str], np.ndarray] = {}
-        traces: list[Trace] = []
+        passes: list[Arrays] = []
         data = {
             task: subset(self.test[task].batches, self.settings.samples, self.settings.seed)
             for task in self.partners
         }
         for task, others in self.passes():
-            traced = self._trace(task, others, data[task])
-            traces.append(traced)
+            left = self._pass(task, others, replace(self.test[task], batches=data[task]))
+            passes.append(left)
             n = len(self.grid)
-            values = traced.reading(Disagreement).distances().reshape(len(others), n, n, -1)
+            values = left["distances"].reshape(len(others), n, n, -1)
             found |= {(task, other): part for other, part in zip(others, values, strict=True)}
         return Disentanglement(
-            tuple(self._grid(pair, found) for pair in self.pairs), self.settings, self.linearized, traces[0].network,
-            sum(traced.forward_passes for traced in traces), sum(traced.seconds for traced in traces),
-            max(traced.peak_bytes for traced in traces), self.notes,
+            tuple(self._grid(pair, found) for pair in self.pairs), self.settings, self.linearized,
+            str(passes[0]["network"]), sum(int(left["passes"]) for left in passes),
+            sum(float(left["seconds"]) for left in passes), max(int(left["peak"]) for left in passes), self.notes,
         )  # fmt: skip
 
-    def _trace(self, task: str, others: Sequence[str], data: Iterable[Any]) -> Trace:
-        s, held, pairs = self.settings, self.test[task], self.compared(task, others)
+    def _pass(self, task: str, others: Sequence[str], held: HeldOut) -> Arrays:
+        s, pairs = self.settings, self.compared(task, others)
         layer = None if s.layer is None else one_layer(held.model, s.layer)
-        network: AbstractContextManager[nn.Module] = nullcontext(held.model)
-        if self.linearized:
-            network = linearized_in_place(held.model, self.base, held.fixed)
-        with network as model:
-            return trace(
-                [point for pair in pairs for point in pair], data, model,
-                layers="output" if layer is None else [layer],
-                readings=[Disagreement(pairs, s.distance, layer, held.classes)],
-                features=s.features, executor=s.executor, device=s.device, fixed=held.fixed, progress=s.progress,
-            )  # fmt: skip
+        points = [point for pair in pairs for point in pair]
+
+        def passed() -> Arrays:
+            network: AbstractContextManager[nn.Module] = nullcontext(held.model)
+            if self.linearized:
+                network = linearized_in_place(held.model, self.base, held.fixed)
+            with network as model:
+                traced = trace(
+                    points, held.batches, model, layers="output" if layer is None else [layer],
+                    readings=[Disagreement(pairs, s.distance, layer, held.classes)], features=s.features,
+                    executor=s.executor, device=s.device, fixed=held.fixed, progress=s.progress,
+                )  # fmt: skip
+            return {
+                "distances": traced.reading(Disagreement).distances(), "passes": np.array(traced.forward_passes),
+                "seconds": np.array(traced.seconds), "peak": np.array(traced.peak_bytes),
+                "network": np.array(traced.network),
+            }  # fmt: skip
+
+        around = self.base if self.linearized else None
+        return once("disentangle", held, points, around, [s.distance, layer, s.features, s.executor], passed)
 
     def _grid(self, pair: tuple[str, str], found: Mapping[tuple[str, str], np.ndarray]) -> ErrorGrid:
         s, (one, other) = self.settings, pair

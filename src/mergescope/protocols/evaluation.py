@@ -12,6 +12,7 @@ from torch import nn
 from mergescope.errors import DataError, MergescopeError, PointError, did_you_mean
 from mergescope.protocols.linear_model import linearized_in_place
 from mergescope.protocols.measure import HeldOut
+from mergescope.protocols.resume import Arrays, once
 from mergescope.readings import Outputs
 from mergescope.tracing import trace
 from mergescope.tracing.affine import Mixtures
@@ -216,20 +217,32 @@ def _scores(
             f"{task}: {type(data.model).__name__} predicts no classes and no next tokens, so it has no accuracy. Give "
             "models with a head, or measure features instead."
         )
-    network: AbstractContextManager[nn.Module] = nullcontext(data.model)
-    if start is not None:
-        network = linearized_in_place(data.model, start, data.fixed)
-    with network as model:
-        traced = trace(
-            points, data.batches, model, layers="output", readings=[reading], executor=executor, device=device,
-            fixed=data.fixed, progress=progress,
-        )  # fmt: skip
-    if isinstance(reading, Outputs) and not reading.labelled:
-        raise DataError(f"{task}: the data have no labels, so there is no accuracy. Yield (inputs, labels).")
+    distinct = list(dict.fromkeys(points))
+
+    def passed() -> Arrays:
+        network: AbstractContextManager[nn.Module] = nullcontext(data.model)
+        if start is not None:
+            network = linearized_in_place(data.model, start, data.fixed)
+        with network as model:
+            traced = trace(
+                distinct, data.batches, model, layers="output", readings=[reading], executor=executor, device=device,
+                fixed=data.fixed, progress=progress,
+            )  # fmt: skip
+        if isinstance(reading, Outputs) and not reading.labelled:
+            raise DataError(
+                f"{task}: the data have no labels, so there is no accuracy. Yield (inputs, labels)."
+            )
+        return {
+            "correct": np.stack([reading.correct(point) for point in distinct]),
+            "losses": np.stack([reading.losses(point) for point in distinct]),
+            "passes": np.array(traced.forward_passes), "seconds": np.array(traced.seconds),
+            "peak": np.array(traced.peak_bytes), "network": np.array(traced.network),
+        }  # fmt: skip
+
+    found = once("evaluate", data, distinct, start, executor, passed)
     return TaskScores(
-        task, {point: reading.correct(point) for point in traced.points},
-        {point: reading.losses(point) for point in traced.points}, traced.forward_passes, traced.seconds,
-        traced.peak_bytes, traced.network,
+        task, dict(zip(distinct, found["correct"], strict=True)), dict(zip(distinct, found["losses"], strict=True)),
+        int(found["passes"]), float(found["seconds"]), int(found["peak"]), str(found["network"]),
     )  # fmt: skip
 
 

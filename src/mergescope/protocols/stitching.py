@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -15,6 +15,7 @@ from mergescope.models.calling import split_batch
 from mergescope.protocols.disentanglement import task_pairs
 from mergescope.protocols.linear_model import in_linear_model
 from mergescope.protocols.measure import HeldOut
+from mergescope.protocols.resume import Arrays, once
 from mergescope.protocols.search import GRID
 from mergescope.readings import Outputs, Summary, bootstrap
 from mergescope.tracing.rest import blocks_of
@@ -384,11 +385,12 @@ class _Work:
         return cls(protocol, start, wanted, members, test, s, lams, tuple(notes))
 
     def run(self) -> Stitching:
-        passes = {data: self._stitch(data) for data in self.wanted}
         scores: list[Score] = []
         bases: dict[str, Score] = {}
-        for data, found in passes.items():
-            own, *others = self._scores(data, found)
+        passes: dict[str, Stitched] = {}
+        for data in self.wanted:
+            passes[data], values = self._stitch(data)
+            own, *others = self._scores(data, passes[data].layers, values)
             bases[data] = own
             scores += others
         layers = {data: found.layers for data, found in passes.items()}
@@ -396,31 +398,64 @@ class _Work:
             self.protocol, tuple(scores), bases, self.lams, layers, self.members, passes, self.notes
         )
 
-    def _stitch(self, data: str) -> Stitched:
+    def _stitch(self, data: str) -> tuple[Stitched, np.ndarray]:
+        # Cost and layers of a pass, and (samples, 2 * scores): correctness and loss in turns.
         held, s = self.test[data], self.settings
-        reading: Any = held.reading()
         groups = [[entry.mixture for entry in group] for group in self.wanted[data]]
-        return stitch(
-            self.base, groups, held.batches, held.model, reading, layers=s.layers, fixed=held.fixed,
-            progress=s.progress,
-        )  # fmt: skip
 
-    def _scores(self, data: str, found: Stitched) -> list[Score]:
-        keys: dict[tuple[str, str, str, float], Hashable] = {(WHOLE, "base", "", 0.0): self.base}
+        def passed() -> Arrays:
+            reading: Any = held.reading()
+            found = stitch(
+                self.base, groups, held.batches, held.model, reading, layers=s.layers, fixed=held.fixed,
+                progress=s.progress,
+            )  # fmt: skip
+            keys = [
+                self.base
+                if entry is None
+                else found.key(entry.mixture, layer)
+                if layer
+                else entry.mixture.points[0]
+                for entry, layer in self._entries(data, found.layers)
+            ]
+            values = [of(key) for key in keys for of in (reading.correct, reading.losses)]
+            return {
+                "values": np.stack(values, axis=1), "layers": np.array(found.layers),
+                "cost": np.array([found.samples, found.forward_passes, found.rest_passes, found.peak_bytes]),
+                "seconds": np.array(found.seconds), "network": np.array(found.network),
+            }  # fmt: skip
+
+        mixtures = [mixture for group in groups for mixture in group]
+        points = [self.base, *(point for mixture in mixtures for point in mixture.points)]
+        shares = [[str(value) for _, value in mixture.terms] for mixture in mixtures]
+        left = once("stitch", held, points, None, [self.protocol, shares, s.layers], passed)
+        samples, whole, rests, peak = map(int, left["cost"])
+        cost = Stitched(
+            None, tuple(map(str, left["layers"])), tuple(dict.fromkeys(points)), samples, whole, rests,
+            float(left["seconds"]), peak, str(left["network"]),
+        )  # fmt: skip
+        return cost, left["values"]
+
+    def _entries(self, data: str, layers: Sequence[str]) -> list[tuple[_Entry | None, str]]:
+        # What is scored: the base (None), every entry after each layer, and single models as they are ("").
+        found: list[tuple[_Entry | None, str]] = [(None, "")]
         for entry in (entry for group in self.wanted[data] for entry in group):
-            for layer in found.layers:
-                keys[entry.kind, entry.points, layer, entry.lam] = found.key(entry.mixture, layer)
+            found += [(entry, layer) for layer in layers]
             if entry.kind == SINGLE:
-                keys[WHOLE, entry.points, "", entry.lam] = entry.mixture.points[0]
-        reading = found.reading
-        values = np.stack(
-            [of(key) for key in keys.values() for of in (reading.correct, reading.losses)], axis=1
-        )
+                found.append((entry, ""))
+        return found
+
+    def _scores(self, data: str, layers: Sequence[str], values: np.ndarray) -> list[Score]:
         summaries = bootstrap(values, seed=self.settings.seed)
-        return [
-            Score(kind, points, data, layer, lam, summaries[2 * place], summaries[2 * place + 1])
-            for place, (kind, points, layer, lam) in enumerate(keys)
-        ]
+        scores = []
+        for place, (entry, layer) in enumerate(self._entries(data, layers)):
+            kind, points, lam = (
+                (WHOLE, "base", 0.0) if entry is None else (entry.kind, entry.points, entry.lam)
+            )
+            kind = kind if layer else WHOLE
+            scores.append(
+                Score(kind, points, data, layer, lam, summaries[2 * place], summaries[2 * place + 1])
+            )
+        return scores
 
 
 def _additions(

@@ -31,7 +31,7 @@ class Subset:
     def __init__(self, batches: Iterable[Any], samples: int, seed: int = 0) -> None:
         seen = [(batch_size(split_batch(batch)[0]), _shapes(batch)) for batch in batches]
         total = sum(size for size, _ in seen)
-        self.samples, self._batches = min(samples, total), batches
+        self.samples, self._batches, self._seed = min(samples, total), batches, seed
         drawn = np.zeros(total, bool)
         drawn[np.random.default_rng(seed).permutation(total)[: self.samples]] = True
         ends = np.cumsum([size for size, _ in seen])[:-1]
@@ -50,6 +50,12 @@ class Subset:
 
     def __len__(self) -> int:
         return len(self._groups)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Which samples these are; None if the data don't say which they are."""
+        whole = getattr(self._batches, "fingerprint", None)
+        return None if whole is None else f"{self.samples} of {whole} by {self._seed}"
 
     def __iter__(self) -> Iterator[Any]:
         ends = {group[-1] for group in self._groups}

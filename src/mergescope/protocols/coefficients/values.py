@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from mergescope.errors import DataError, MergescopeError, PointError
-from mergescope.protocols.coefficient_space import CoefficientSpace
+from mergescope.protocols.coefficients.objectives import LABELLED, utility
+from mergescope.protocols.coefficients.space import CoefficientSpace
 from mergescope.protocols.linear_model import linearized_in_place
 from mergescope.protocols.measure import HeldOut
-from mergescope.protocols.objectives import LABELLED, utility
+from mergescope.protocols.resume import Arrays, once
 from mergescope.readings import NextTokenLoss
 from mergescope.readings.logits import Logits
 from mergescope.tracing import trace
@@ -29,7 +30,7 @@ class CoefficientValues:
     Args:
         space: the coefficients.
         held: task to its validation data, in the space's order.
-        objective: what samples are worth (see [`utility`][mergescope.protocols.objectives.utility]).
+        objective: what samples are worth (see [`utility`][mergescope.protocols.coefficients.objectives.utility]).
         around: evaluate in the network linearised around this point; None for the ordinary one.
         executor: as for [`trace`][mergescope.trace].
         device: of the streamed executor.
@@ -101,23 +102,28 @@ class CoefficientValues:
     def _pass(self, task: str, data: HeldOut, points: list[Point]) -> None:
         used = sum(values.nbytes for values in self._values.values())
         texts = isinstance(data.reading(), NextTokenLoss)
-        reading = NextTokenLoss() if texts else Logits(data.classes, self.memory - used)
-        network: AbstractContextManager[nn.Module] = nullcontext(data.model)
-        if self.around is not None:
-            network = linearized_in_place(data.model, self.around, data.fixed)
-        with network as model:
-            traced = trace(
-                points, data.batches, model, layers="output", readings=[reading], executor=self.executor,
-                device=self.device, fixed=data.fixed, check=task not in self._values, progress=self.progress,
-            )  # fmt: skip
-        self.forward_passes += traced.forward_passes
-        self.seconds += traced.seconds
-        if isinstance(reading, NextTokenLoss):
-            found = torch.stack([
-                torch.from_numpy(reading.losses(point))[:, None].float() for point in points
-            ])
-        else:
-            found = torch.stack([reading.values(point) for point in points])
+
+        def passed() -> Arrays:
+            reading = NextTokenLoss() if texts else Logits(data.classes, self.memory - used)
+            network: AbstractContextManager[nn.Module] = nullcontext(data.model)
+            if self.around is not None:
+                network = linearized_in_place(data.model, self.around, data.fixed)
+            with network as model:
+                traced = trace(
+                    points, data.batches, model, layers="output", readings=[reading], executor=self.executor,
+                    device=self.device, fixed=data.fixed, check=task not in self._values, progress=self.progress,
+                )  # fmt: skip
+            made = {"passes": np.array(traced.forward_passes), "seconds": np.array(traced.seconds)}
+            if isinstance(reading, NextTokenLoss):
+                return made | {"values": np.stack([reading.losses(point)[:, None] for point in points])}
+            if reading.labels is not None:
+                made["labels"] = reading.labels.numpy()
+            return made | {"values": torch.stack([reading.values(point) for point in points]).numpy()}
+
+        left = once("coefficients", data, points, self.around, self.executor, passed)
+        self.forward_passes += int(left["passes"])
+        self.seconds += float(left["seconds"])
+        found = torch.from_numpy(left["values"]).float()
         if task not in self._values:
             self._keep[task] = torch.isfinite(found[0]).all(
                 -1
@@ -126,7 +132,7 @@ class CoefficientValues:
                 raise DataError(
                     f"{task}: no sample has a finite output at the base. Check the data and the base."
                 )
-            labels = None if isinstance(reading, NextTokenLoss) else reading.labels
+            labels = torch.from_numpy(left["labels"]) if "labels" in left else None
             if labels is None and not texts and self.objective in LABELLED:
                 raise DataError(
                     f"{task}: the data have no labels, and the objective {self.objective} needs them. Yield "

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 from mergescope.errors import MergescopeError, did_you_mean
-from mergescope.protocols.coefficient_result import CoefficientSearch, Method, SurrogateFit
-from mergescope.protocols.coefficient_space import CoefficientSpace
-from mergescope.protocols.coefficient_values import DECIMALS, CoefficientValues
+from mergescope.protocols.coefficients.objectives import OBJECTIVES, require_objective, utility
+from mergescope.protocols.coefficients.result import CoefficientSearch, Method, SurrogateFit
+from mergescope.protocols.coefficients.space import CoefficientSpace
+from mergescope.protocols.coefficients.surrogate import Surrogate, design
+from mergescope.protocols.coefficients.values import DECIMALS, CoefficientValues
 from mergescope.protocols.evaluation import Evaluation, evaluate
 from mergescope.protocols.linear_model import in_linear_model, require_executor
 from mergescope.protocols.measure import HeldOut
-from mergescope.protocols.objectives import OBJECTIVES, require_objective, utility
 from mergescope.protocols.scores import over_tasks
 from mergescope.protocols.search import GRID, choose
 from mergescope.protocols.subset import Subset
-from mergescope.protocols.surrogate import Surrogate, design
 from mergescope.readings import NextTokenLoss, Summary
 from mergescope.readings.logits import MEMORY
 from mergescope.weights import Point
@@ -92,8 +92,8 @@ def search_coefficients(
     """Find coefficients ``c_k`` (or ``c_kg`` for groups of layers) of ``th_0 + sum_k c_k tau_k``.
 
     1. The grid of one coefficient for all tasks, the base, single task vectors and pairs of them are evaluated.
-    2. A [`Surrogate`][mergescope.protocols.surrogate.Surrogate] of all outputs is fitted, and its error measured
-       on random points that it has not seen. If it is too large, the grid's answer is kept.
+    2. A [`Surrogate`][mergescope.protocols.coefficients.surrogate.Surrogate] of all outputs is fitted, and its
+       error measured on random points that it has not seen. If it is too large, the grid's answer is kept.
     3. Mean normalised soft accuracy (or what the objective is) is maximised over all coefficients at once, on one
        half of the samples, with penalties on the distance from the grid's answer. The best points are evaluated.
     4. The best of those is compared with the grid's answer on the other half, which nothing was optimised on. Only

@@ -69,7 +69,7 @@ class Method:
 
 @dataclass(frozen=True)
 class CoefficientSearch:
-    """The result of [`search_coefficients`][mergescope.protocols.coefficients.search_coefficients]; prints as tables.
+    """What [`search_coefficients`][mergescope.protocols.coefficients.search.search_coefficients] found; it prints.
 
     Attributes:
         kept: ``"grid"`` or ``"surrogate"``: whose answer the coefficients are.
