@@ -38,6 +38,8 @@ TRANSFORMER = {
     "lora": 10.0,
 }  # fmt: skip
 """Regimes of a transformer, and their learning rates in units of full fine-tuning's."""
+SEEDED = ("full", "attention-1", "linearized", "lora")
+"""Regimes of the ViT that are fine-tuned with further seeds."""
 
 
 def finetune(family: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -91,7 +93,12 @@ def glyphs(options: argparse.Namespace) -> dict[str, Any]:
         "base": str(work / "vit-base" / "full" / "mixture"), "tasks": tasks, "regimes": regimes(3e-4), "preset": "clip",
         "recipe": {"epochs": 6, "batch": 64, "warmup": 0.1}, "limit": 2000,
     }  # fmt: skip
-    return {"base": base, "family": finetune(family, work / "vit")}
+    found = {"base": base, "family": finetune(family, work / "vit")}
+    few = {label: regime for label, regime in regimes(3e-4).items() if label in SEEDED}
+    for seed in range(1, options.seeds):
+        again = {**family, "regimes": few, "seed": seed}
+        found[f"family, seed {seed}"] = finetune(again, work / f"vit-seed{seed}")
+    return found
 
 
 def text(options: argparse.Namespace) -> dict[str, Any]:
@@ -159,6 +166,16 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _mean(models: list[dict[str, Any]]) -> float:
+    return 100 * sum(model["results"]["test"]["accuracy"] for model in models) / len(models)
+
+
+def _others(families: list[list[dict[str, Any]]], label: str) -> str:
+    rows = [[model for model in family if model["regime"] == label] for family in families]
+    means = ", ".join(f"{_mean(row):.1f}" for row in rows if row)
+    return f" (other seeds: {means})" if means else ""
+
+
 def page(stored: dict[str, Any]) -> str:
     """The results in words and tables."""
     lines = [
@@ -166,8 +183,8 @@ def page(stored: dict[str, Any]) -> str:
         "",
         "How well does each regime learn its task? Made by `python benchmarks/families.py` (its head says what to",
         "install); all numbers: [regimes.json](regimes.json). Accuracies are on test data that no choice was made on,",
-        "in per cent; every model is the last of its training, one seed. Learning rates are those of the script, not",
-        "searched for each task. *Seconds* are of training on 2 shared cores.",
+        "in per cent; every model is the last of its training. Learning rates are those of the script, not searched for",
+        "each task. *Seconds* are of training on 2 shared cores.",
         "",
     ]
     for name, (title, text) in TITLES.items():
@@ -189,6 +206,7 @@ def page(stored: dict[str, Any]) -> str:
             f"| regime | trained weights | {' | '.join(tasks)} | mean | seconds |",
             f"|---|---|{'---|' * len(tasks)}---|---|",
         ]
+        again = [found["models"] for part, found in stored[name].items() if part.startswith("family, seed")]
         for label in labels:
             row = [cell[label, task] for task in tasks if (label, task) in cell]
             values = [100 * model["results"]["test"]["accuracy"] for model in row]
@@ -196,7 +214,7 @@ def page(stored: dict[str, Any]) -> str:
             span = " to ".join(dict.fromkeys(f"{count / 1e6:.3g} M" for count in (counts[0], counts[-1])))
             shown = " | ".join(f"{value:.1f}" for value in values)
             seconds = sum(model["seconds"] for model in row)
-            lines.append(f"| {label} | {span} | {shown} | {sum(values) / len(values):.1f} | {seconds:.0f} |")
+            lines.append(f"| {label} | {span} | {shown} | {_mean(row):.1f}{_others(again, label)} | {seconds:.0f} |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
@@ -209,6 +227,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("/tmp/mergescope-families"))
     parser.add_argument("--fashion", type=Path, default=FASHION)
+    parser.add_argument("--seeds", type=int, default=1, help="of the ViT's fine-tuning, in four regimes")
     parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
     options = parser.parse_args()
     options.work, options.data = options.work.resolve(), options.data.resolve()

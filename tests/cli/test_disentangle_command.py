@@ -55,12 +55,10 @@ def test_a_family_is_measured_and_kept(tmp_path, usual, made):
     assert {(cell["alpha 1"], cell["alpha 2"]) for cell in cells} == {
         (a, b) for a in (-2, 0, 2) for b in (-2, 0, 2)
     }
-    assert {path.name for path in (out / "figures").iterdir()} == {
-        "disentanglement.svg", "disentanglement.png",
-    }  # fmt: skip
+    assert "Weight disentanglement error" in (out / "report.html").read_text()
     record = RunDirectory(out).read_run()
-    assert record["study"] == "disentangle" and record["config"]["reach"] == 2.0
-    assert set(record["provenance"]["models"]) == {"base", "left", "right"}
+    assert record["study"] == "disentangle" and record["config"]["settings"]["reach"] == 2.0
+    assert set(record["provenance"]["test"]["models"]) == {"base", "left", "right"}
     again = run(*usual, "--out", out)  # results are replaced
     assert again.exit_code == 0 and read_table(out / GRIDS) == cells
     (tmp_path / "other").mkdir()
@@ -74,7 +72,7 @@ def test_json_and_plan_agree_with_what_is_done(made, usual):
         planned = json.loads(run(*usual, *more, "--dry-run", "--json").stdout)
         found = json.loads(run(*usual, *more, "--json").stdout)
         assert planned["forward_passes"] == found["cost"]["forward_passes"]
-        assert planned["samples"] == {"left": 9, "right": 9} and planned["estimated_seconds"] >= 0
+        assert planned["samples"] == {"test": {"left": 9, "right": 9}} and planned["estimated_seconds"] >= 0
         assert planned["linearized"] == found["linearized"] == (more[1] == "linearized")
         (pair,) = found["pairs"]
         assert pair["tasks"] == ["left", "right"] and pair["error"][1][1] == 0

@@ -101,6 +101,7 @@ def test_a_merged_directory_scores_as_the_same_merge_in_memory(family, merged):
 def test_the_plan_says_what_will_be_run(family):
     wanted = ["--family", family, "--regime", "full", "--points", "base + 0.3*sum", "--batch-size", 4]
     plan = told(*wanted, "--dry-run")
+    assert plan.pop("estimated_seconds") >= 0
     assert plan == {
         "points": ["base", "left", "right", "average", "base + 0.3*sum"], "samples": {"test": {"left": 9, "right": 9}},
         "forward_passes": 5 * 3 * 2,

@@ -5,19 +5,20 @@ import json
 import pytest
 import yaml
 from given_models import family as given_family
-from given_models import labels, save_rows, texts
+from given_models import labels, make, save, save_rows, texts
 from small_families import described, make_inputs, save_task
 from typer.testing import CliRunner
 
 from mergescope.cli import app
 from mergescope.errors import DataError, MergescopeError, PointError, StudyError
 from mergescope.protocols.arithmetic import task_addition
+from mergescope.protocols.measure import Settings
 from mergescope.protocols.tuning import ArithmeticSettings
 from mergescope.studies.family_file import read_family_config
 from mergescope.studies.family_run import plan_family
 from mergescope.studies.given import DataOptions
+from mergescope.studies.protocol_runs import open_parts
 from mergescope.studies.rundir import RESULTS, read_rows
-from mergescope.studies.search_plans import open_given, tasks_of
 
 GRID = ("--grid", 0, 0.25, 0.5, 1, "--no-extend")
 
@@ -58,11 +59,11 @@ def full(family):
 def test_addition_is_what_the_protocol_finds(family, full):
     found = told(*full)
     settings = ArithmeticSettings((0, 0.25, 0.5, 1), extend=False, progress=False)
-    parts = [
-        open_given(str(family), "full", None, (), DataOptions((), split, limit=None), settings)
-        for split in ("validation", "test")
-    ]
-    want = task_addition(parts[0].base, parts[0].models, *map(tasks_of, parts), settings)
+    splits = ("validation", "test")
+    parts = open_parts(str(family), "full", None, (), DataOptions((), limit=None), splits, Settings())
+    assert parts["validation"].data["left"].model is parts["test"].data["left"].model  # held once
+    test = parts["test"]
+    want = task_addition(test.base, test.models, parts["validation"].tasks, test.tasks, settings)
     tuned = by(found, kind="addition", points=f"lambda = {want.lam:g} (tuned)", measure="normalised accuracy")
     assert [row["mean"] for row in tuned] == [want.tuned.normalised.mean]
     scores = by(found, kind="lambda-search", measure="validation normalised accuracy")
@@ -98,7 +99,7 @@ def test_a_task_is_forgotten(full, tmp_path):
     lams = {row.parameter for row in rows if row.measure == "validation target accuracy"}
     assert lams == {0, 0.25, 0.5, 1} and {row.points for row in rows} >= {"base", "lambda = 1", "tuned"}
     about = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
-    assert about["study"] == "search" and about["config"]["search"]["control_share"] == 0.5
+    assert about["study"] == "search" and about["config"]["settings"]["control_share"] == 0.5
     assert about["provenance"]["validation"]["data"]["left"]["samples"] == 9
     assert run(*full, "--out", tmp_path / "run")  # results of a search are replaced by those of another
     assert {row.kind for row in read_rows(tmp_path / "run" / RESULTS)} == {"lambda-search", "addition"}
@@ -115,6 +116,64 @@ def test_methods_are_compared(full):
     assert table[0].split()[-4:] == ["needs", "merge", "s", "passes"] and len(table) == 6
 
 
+@pytest.mark.parametrize("regime", ["full", "linearized"])
+def test_coefficients_are_searched(family, regime, tmp_path):
+    usual = ["--family", family, "--regime", regime, *GRID[:-1], "--coefficients", "--objective", "loss"]
+    plan = told(*usual, "--random", "--dry-run")
+    assert plan["coefficients"] == 2 and plan["forward_passes"] > 0
+    shown = run(*usual, "--random", "--out", tmp_path / "run")
+    assert "Kept: the" in shown and "Report: " in shown
+    rows = read_rows(tmp_path / "run" / RESULTS)
+    assert {row.points for row in rows} >= {"base", "grid", "random", "surrogate"}
+    assert {(row.data, row.layer) for row in rows if row.measure == "coefficient"} == {
+        ("left", "1/1"), ("right", "1/1"),
+    }  # fmt: skip
+    found = told(*usual, "--groups", 3)
+    assert found["linearized"] == (regime == "linearized")
+    assert {row["layer"] for row in by(found, measure="coefficient")} == {"1/3", "2/3", "3/3"}
+    assert found["cost"]["forward_passes"] <= told(*usual, "--groups", 3, "--dry-run")["forward_passes"]
+
+
+def test_coefficients_need_no_labels(tmp_path):
+    given = given_family(tmp_path, change=0.02)
+    data = [
+        f"{task}={save_rows(tmp_path / task / 'some.csv', texts(12, seed))}" for seed, task in enumerate("ab")
+    ]
+    usual = [
+        "--base",
+        given["base"],
+        "--models",
+        given["a"],
+        given["b"],
+        "--data",
+        *data,
+        *GRID[:-1],
+        "--coefficients",
+    ]
+    assert set(told(*usual, "--objective", "agreement", "--dry-run")["samples"]) == {"validation"}
+    for objective in ("agreement", "entropy"):
+        found = told(*usual, "--objective", objective)
+        assert {row["measure"] for row in by(found, points="grid")} == {
+            f"validation {objective}", "evaluated points", "coefficient",
+        }  # fmt: skip
+    with pytest.raises(DataError):  # one file has no validation split, which labelled searches want
+        told(*usual)
+
+
+def test_coefficients_of_language_models(tmp_path):
+    base = make("LlamaForCausalLM")
+    places = {"base": save(base, tmp_path / "base")}
+    for seed, name in enumerate("ab", 1):
+        places[name] = save(make("LlamaForCausalLM", seed, base, 0.02), tmp_path / name)
+        for split, count in (("validation", 12), ("test", 8)):
+            save_rows(tmp_path / "data" / name / f"{split}.csv", texts(count, seed))
+    data = [f"{name}={tmp_path / 'data' / name}" for name in "ab"]
+    models = [places["a"], places["b"]]
+    found = told("--base", places["base"], "--models", *models, "--data", *data, *GRID[:-1], "--coefficients")
+    (loss,) = by(found, points="grid", measure="test loss")
+    assert loss["n"] == 16 and loss["low"] < loss["mean"] < loss["high"]
+
+
 def test_models_may_be_named_one_by_one(tmp_path):
     given = given_family(tmp_path)
     for task, shift in (("a", 0), ("b", 1)):
@@ -128,7 +187,7 @@ def test_models_may_be_named_one_by_one(tmp_path):
     data = ["--data", f"a={tmp_path / 'data-a'}", f"b={tmp_path / 'data-b'}"]
     found = told(*usual, *data)
     assert {row["n"] for row in by(found, kind="addition", measure="accuracy")} == {10}
-    with pytest.raises(MergescopeError, match="A search needs the data of every fine-tune's task"):
+    with pytest.raises(MergescopeError, match="This needs the data of every fine-tune's task"):
         told(*usual, "--data", tmp_path / "data-a")
     with pytest.raises(MergescopeError, match="Give a base: --base"):
         told(*usual[2:], *data)
@@ -144,5 +203,9 @@ def test_what_is_wrong_is_said_before_anything_is_run(full):
         told(*full, "--methods", "slerp:t=0.5", "--dry-run")
     with pytest.raises(MergescopeError, match="run one after the other"):
         told(*full, "--negate", "--methods", "ties")
+    with pytest.raises(MergescopeError, match="are of the search for --coefficients"):
+        told(*full, "--random")
+    with pytest.raises(MergescopeError, match=r"no objective 'los'\. Did you mean: loss"):
+        told(*full[:-1], "--coefficients", "--objective", "los")
     with pytest.raises(PointError, match="Give numbers from 0 on"):
         told(*full[:4], "--grid", 1, 0.5)

@@ -46,11 +46,9 @@ def test_addition_is_stitched_and_kept(tmp_path, usual):
     mixed = [row for row in table if row.kind == "stitch-addition"]
     assert len(mixed) == 2 * 2 * 2 * 3  # data, measures, coefficients, blocks
     assert {row.layer.rpartition(".")[2] for row in mixed} == {"0", "1", "2"}
-    assert {path.name for path in (out / "figures").iterdir()} == {
-        f"stitching-{what}.{kind}" for what in ("layers", "coefficients") for kind in ("svg", "png")
-    }
+    assert "Stitched addition" in (out / "report.html").read_text()
     record = RunDirectory(out).read_run()
-    assert record["study"] == "stitch" and record["config"]["lams"] == [0.2, 0.4]
+    assert record["study"] == "stitch" and record["config"]["settings"]["lams"] == [0.2, 0.4]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "run.yaml").write_text("study: disentangle\n")
     with pytest.raises(StudyError, match="'disentangle', which would be lost"):
@@ -64,7 +62,7 @@ def test_json_and_plan_agree_with_what_is_done(usual, more):
     assert found["protocol"] == ("negation" if more else "addition") and found["regime"] == "full"
     for name in ("forward_passes", "rest_passes"):
         assert planned[name] == found["cost"][name] > 0
-    assert planned["samples"] == found["cost"]["samples"] == {"left": 9, "right": 9}
+    assert planned["samples"]["test"] == found["cost"]["samples"] == {"left": 9, "right": 9}
     assert planned["equivalent_passes"] < planned["forward_passes"] + planned["rest_passes"]
     assert f"{planned['rest_passes']} of what follows a block" in run(*usual, *more, "--dry-run").stdout
 

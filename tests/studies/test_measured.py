@@ -16,8 +16,8 @@ from mergescope.errors import StudyError
 from mergescope.protocols.measure import HeldOut, Settings, measure
 from mergescope.reports import build_report
 from mergescope.studies.given import prepare
-from mergescope.studies.measured import STUDY, cost, open_run, rows, to_dict, write_measurement
-from mergescope.studies.rundir import RESULTS, RunDirectory, read_rows
+from mergescope.studies.measured import STUDY, cost, rows, to_dict, write_measurement
+from mergescope.studies.rundir import RESULTS, RunDirectory, open_run, read_rows
 
 QUIET = {"progress": False}
 
@@ -133,7 +133,7 @@ def given(tmp_path):
 
 def test_a_run_directory_says_what_was_measured_and_of_what(tmp_path, given):
     result = given.run()
-    run = open_run(tmp_path / "run")
+    run = open_run(tmp_path / "run", STUDY)
     write_measurement(run, result, given.config(), given.provenance())
     again = read_rows(run.path / RESULTS)
     assert len(again) == len(rows(result))
@@ -168,19 +168,19 @@ def test_calibration_is_recorded(given):
 
 
 def test_a_second_measurement_replaces_the_first(tmp_path, found):
-    run = open_run(tmp_path)
+    run = open_run(tmp_path, STUDY)
     write_measurement(run, found, {"first": True}, {})
     net = make_net("mlp")
     base, a, _, _ = family(net)
     other = measure(base, {"a": a}, [HeldOut("x", labelled_batches(), net)], Settings(**QUIET))
-    write_measurement(open_run(tmp_path), other, {"first": False}, {})
+    write_measurement(open_run(tmp_path, STUDY), other, {"first": False}, {})
     assert {row.data for row in read_rows(tmp_path / RESULTS)} == {"x"}
     assert run.read_run()["config"] == {"first": False}
     assert sorted(path.name for path in tmp_path.iterdir()) == [RESULTS, "run.yaml"]
 
 
 def test_a_write_that_fails_leaves_the_old_results(tmp_path, found, monkeypatch):
-    write_measurement(open_run(tmp_path), found, {}, {})
+    write_measurement(open_run(tmp_path, STUDY), found, {}, {})
     before = (tmp_path / RESULTS).read_bytes()
 
     def broken(table, path, **how):
@@ -189,7 +189,7 @@ def test_a_write_that_fails_leaves_the_old_results(tmp_path, found, monkeypatch)
 
     monkeypatch.setattr("pyarrow.parquet.write_table", broken)
     with pytest.raises(OSError, match="no space"):
-        write_measurement(open_run(tmp_path), found, {}, {})
+        write_measurement(open_run(tmp_path, STUDY), found, {}, {})
     assert (tmp_path / RESULTS).read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == [RESULTS, "run.yaml"]
 
@@ -197,11 +197,11 @@ def test_a_write_that_fails_leaves_the_old_results(tmp_path, found, monkeypatch)
 def test_other_studies_and_files_are_not_overwritten(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(StudyError, match="file can't be used as a run directory"):
-        open_run(tmp_path / "file")
+        open_run(tmp_path / "file", STUDY)
     RunDirectory(tmp_path / "digits").write_run("digits", "quick", {}, {})
     with pytest.raises(
         StudyError, match="results of the study 'digits', which would be lost. Choose another --out"
     ):
-        open_run(tmp_path / "digits")
+        open_run(tmp_path / "digits", STUDY)
     RunDirectory(tmp_path / "mine").write_run(STUDY, "", {}, {})
-    assert open_run(tmp_path / "mine").path == tmp_path / "mine"
+    assert open_run(tmp_path / "mine", STUDY).path == tmp_path / "mine"

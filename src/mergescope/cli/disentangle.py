@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from mergescope.cli.family_options import FAMILY, REGIME
+from mergescope.cli.family_options import FAMILY, REGIME, require_family
+from mergescope.cli.printing import print_json, print_plan
 
-VARIADIC = ("--pairs", "--box")
+VARIADIC = ("--models", "--data", "--pairs", "--box")
 
 
 def disentangle(
-    family: Annotated[str, typer.Option(help=FAMILY)],
+    models: Annotated[list[str] | None, typer.Option(help="[NAME=]path, hub id or base+adapter; several.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="NAME=hub id or path, one a model.")] = None,
+    base: Annotated[str | None, typer.Option(help="The model that they were fine-tuned from.")] = None,
+    family: Annotated[str | None, typer.Option(help=FAMILY + " In place of models and data.")] = None,
     regime: Annotated[str | None, typer.Option(help=REGIME)] = None,
     pairs: Annotated[list[str] | None, typer.Option(help="Pairs of tasks, a:b; several. Default: all.")] = None,
     preset: Annotated[str, typer.Option(help="tangent: 20 x 20 to +-3; attn: 15 x 15 to +-2.")] = "tangent",
@@ -52,6 +56,8 @@ def disentangle(
     from mergescope.errors import MergescopeError
     from mergescope.protocols.disentanglement import DisentanglementSettings
     from mergescope.protocols.error_grids import BOX, preset_grid
+    from mergescope.protocols.measure import Settings
+    from mergescope.reports import build_report
     from mergescope.studies.disentangled import (
         STUDY,
         plan_disentanglement,
@@ -59,8 +65,11 @@ def disentangle(
         to_dict,
         write_disentanglement,
     )
-    from mergescope.studies.family_protocols import open_protocol_run, open_tasks
+    from mergescope.studies.given import DataOptions
+    from mergescope.studies.protocol_runs import open_models, running
+    from mergescope.studies.rundir import open_run
 
+    require_family(family, regime)
     count, far = preset_grid(preset)
     if box and (len(box) != 2 or box[0] > box[1]):
         raise MergescopeError(
@@ -70,29 +79,33 @@ def disentangle(
         points or count, far if reach is None else reach, parse_pairs(pairs), distance, layer, features, limit,
         threshold, (box[0], box[1]) if box else BOX, linearized, device=device, seed=seed,
     )  # fmt: skip
-    run = None if out is None or dry_run else open_protocol_run(out, STUDY)
-    opened = open_tasks(
-        family, regime, limit=limit, batch_size=batch_size, split=split, device=device, dtype=dtype, seed=seed
-    )
+    run = None if out is None or dry_run else open_run(out, STUDY)
+    wanted = DataOptions(tuple(data or ()), split, limit=limit, batch_size=batch_size, seed=seed)
+    own = Settings(linearized=linearized, device=device, seed=seed)
+    opened = open_models(family, regime, base, models or (), wanted, own, dtype)
     if dry_run:
-        _print_plan(plan_disentanglement(opened, settings), as_json)
+        plan = plan_disentanglement(opened, settings)
+        where = "the linearised network" if plan["linearized"] else "the network"
+        most = max(plan["points"].values())
+        print_plan(
+            plan,
+            as_json,
+            f"{len(plan['pairs'])} pairs of tasks in {where}; at most {most:,} points on a task's data",
+        )
         return
-    if run is None:
+    with running(run):
         found = run_disentanglement(opened, settings)
-    else:
-        with run.locked():
-            found = run_disentanglement(opened, settings)
+        if run is not None:
             write_disentanglement(run, opened, found)
+            report = build_report(run.path)
     if as_json:
-        import json
-
-        typer.echo(json.dumps(to_dict(opened, found), indent=1, allow_nan=False))
+        print_json(to_dict(opened, found))
         return
     typer.echo(str(found))
     for note in (*found.notes, *opened.given.notes):
         typer.echo(f"Note: {note}")
     if run is not None:
-        typer.echo(f"Results and figures: {run.path}")
+        typer.echo(f"Report: {report}")
 
 
 def parse_pairs(texts: list[str] | None) -> tuple[tuple[str, str], ...] | None:
@@ -122,18 +135,3 @@ def parse_pairs(texts: list[str] | None) -> tuple[tuple[str, str], ...] | None:
             raise MergescopeError(f"{text!r} is no pair of tasks. Name two with a colon: --pairs a:b.")
         found.append((one, other))
     return tuple(found)
-
-
-def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        import json
-
-        typer.echo(json.dumps(plan, indent=1))
-        return
-    where = "the linearised network" if plan["linearized"] else "the network"
-    samples = ", ".join(f"{count} of {name}" for name, count in plan["samples"].items())
-    typer.echo(
-        f"{len(plan['pairs'])} pairs of tasks in {where}; at most {max(plan['points'].values()):,} points on a task's "
-        f"data\nSamples: {samples}\n{plan['forward_passes']:,} forward passes of a batch, about "
-        f"{plan['estimated_seconds']:,g} s here"
-    )

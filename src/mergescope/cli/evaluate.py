@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
+from mergescope.cli.printing import print_json, print_plan
 
 VARIADIC = ("--models", "--data", "--points")
 
@@ -44,11 +45,15 @@ def evaluate(
 
     [bold]Example:[/] mergescope evaluate --family runs/family --regime full --points "base + 0.3*sum" ties=merged/
     """
+    from mergescope.protocols.measure import Settings
     from mergescope.protocols.tuning import ArithmeticSettings
-    from mergescope.studies.arithmetic import EVALUATE, evaluate_given, open_run, to_dict, write_result
+    from mergescope.reports import build_report
+    from mergescope.studies.arithmetic import EVALUATE, evaluate_opened, to_dict, write_result
     from mergescope.studies.given import DataOptions
     from mergescope.studies.named_points import open_points
-    from mergescope.studies.search_plans import open_given, plan_evaluation
+    from mergescope.studies.protocol_runs import open_models, running
+    from mergescope.studies.rundir import open_run
+    from mergescope.studies.search_plans import plan_evaluation
 
     require_family(family, regime)
     run = None if out is None or dry_run else open_run(out, EVALUATE)
@@ -57,48 +62,20 @@ def evaluate(
         tuple(data or ()), split, text_column=text_column, image_column=image_column, label_column=label_column,
         limit=limit or None, batch_size=batch_size, processor=tokenizer, seed=seed,
     )  # fmt: skip
-    given = open_given(family, regime, base, tuple(models or ()), wanted, settings, dtype)
-    extra = open_points(tuple(points or ()), given)
+    own = Settings(linearized=linearized, executor=executor, device=device, seed=seed)
+    opened = open_models(family, regime, base, models or (), wanted, own, dtype)
+    extra = open_points(tuple(points or ()), opened.given)
     if dry_run:
-        print_plan(plan_evaluation(given, extra, settings), as_json)
+        print_plan(plan_evaluation(opened, extra, settings), as_json)
         return
-    if run is None:
-        found = evaluate_given(given, extra, settings)
-    else:
-        with run.locked():
-            found = evaluate_given(given, extra, settings)
-            write_result(run, EVALUATE, found, regime or "given", settings, {"test": given})
+    with running(run):
+        found = evaluate_opened(opened, extra, settings)
+        if run is not None:
+            write_result(run, EVALUATE, found, {"test": opened}, settings)
+            report = build_report(run.path)
     if as_json:
-        print_json(to_dict(found, regime or "given"))
+        print_json(to_dict(found, opened.regime))
         return
     typer.echo(str(found))
-
-
-def print_plan(plan: dict[str, Any], as_json: bool) -> None:
-    """Print what a command will do.
-
-    Args:
-        plan: points, samples, forward passes.
-        as_json: for scripts.
-    """
-    if as_json:
-        print_json(plan)
-        return
-    for part, samples in plan["samples"].items():
-        typer.echo(f"{part}: {', '.join(f'{count:,} of {task}' for task, count in samples.items())}")
-    names = plan["points"]
-    shown = names if len(names) <= 8 else [*names[:4], "...", *names[-2:]]
-    typer.echo(
-        f"{len(names):,} points: {'; '.join(shown)}\n{plan['forward_passes']:,} forward passes of a batch"
-    )
-
-
-def print_json(content: dict[str, Any]) -> None:
-    """Print for scripts.
-
-    Args:
-        content: plain values.
-    """
-    import json
-
-    typer.echo(json.dumps(content, indent=1, allow_nan=False))
+    if run is not None:
+        typer.echo(f"Report: {report}")

@@ -60,10 +60,11 @@ def measure(
     """
     from mergescope.protocols.measure import Settings
     from mergescope.studies.given import DataOptions, Options, prepare
-    from mergescope.studies.measured import open_run, write_measurement
+    from mergescope.studies.measured import STUDY, write_measurement
+    from mergescope.studies.rundir import open_run
 
     require_family(family, regime)
-    run = None if out is None or dry_run else open_run(out)  # not after an hour of measuring
+    run = None if out is None or dry_run else open_run(out, STUDY)  # not after an hour of measuring
     settings = Settings(
         alphas=tuple(alphas or (0.5,)), layers=tuple(layers) if layers and layers != ["blocks"] else "blocks",
         features=features, local=local, centred=centred, executor=executor, device=device, seed=seed,

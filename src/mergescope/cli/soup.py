@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from mergescope.cli.evaluate import print_json, print_plan
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
-
-if TYPE_CHECKING:
-    from mergescope.studies.given import Given
+from mergescope.cli.printing import print_json, print_plan
 
 VARIADIC = ("--models", "--data", "--layers")
-
-STUDY = "soup"
-"""What ``run.yaml`` calls it."""
 
 
 def soup(
@@ -51,61 +44,45 @@ def soup(
 
     [bold]Example:[/] mergescope soup --models run1 run2 run3 run4 --data org/texts --size 3
     """
+    from mergescope.protocols.measure import Settings
     from mergescope.protocols.soups import SoupSettings, soups, subsets
-    from mergescope.protocols.tuning import ArithmeticSettings
-    from mergescope.studies.arithmetic import open_run, to_dict, write_result
+    from mergescope.reports import build_report
+    from mergescope.studies.arithmetic import SOUP, to_dict, write_result
     from mergescope.studies.given import DataOptions
-    from mergescope.studies.search_plans import open_given, require_apart
+    from mergescope.studies.protocol_runs import open_models, open_parts, running
+    from mergescope.studies.rundir import open_run
+    from mergescope.studies.search_plans import plan_soup
 
     require_family(family, regime)
-    run = None if out is None or dry_run else open_run(out, STUDY)
-    passes = ArithmeticSettings(linearized=linearized, executor=executor, device=device, seed=seed)
+    run = None if out is None or dry_run else open_run(out, SOUP)
     settings = SoupSettings(
         layers=tuple(layers) if layers and layers != ["blocks"] else "blocks", limit=subset_limit,
         linearized=linearized, executor=executor, device=device, seed=seed,
     )  # fmt: skip
     wanted = DataOptions(tuple(data or ()), split, limit=limit or None, batch_size=batch_size, seed=seed)
-    given = (family, regime, base, tuple(models or ()))
-    parts = {"test": open_given(*given, wanted, passes)}
-    if not size:
-        parts["validation"] = open_given(*given, replace(wanted, split=validation_split), passes)
-        require_apart(parts["validation"], parts["test"])
+    own = Settings(linearized=linearized, executor=executor, device=device, seed=seed)
+    given = (family, regime, base, models or (), wanted)
+    parts = {"test": open_models(*given, own)} if size else open_parts(*given, (validation_split, split), own)
     if dry_run:
-        print_plan(_plan(parts, size, subset_limit), as_json)
+        print_plan(plan_soup(parts, size, subset_limit), as_json)
         return
-    held = {name: {data.name: data for data in part.held} for name, part in parts.items()}
-    opened = parts["test"]
+    test = parts["test"]
 
     def found() -> Any:
         if size:
-            return subsets(opened.models, held["test"], size, base=opened.base, settings=settings)
-        return soups(opened.models, held["validation"], held["test"], base=opened.base, settings=settings)
+            return subsets(test.models, test.data, size, base=test.given.base, settings=settings)
+        return soups(
+            test.models, parts["validation"].data, test.data, base=test.given.base, settings=settings
+        )
 
-    if run is None:
+    with running(run):
         result = found()
-    else:
-        with run.locked():
-            result = found()
-            write_result(run, STUDY, result, regime or "given", passes, parts)
+        if run is not None:
+            write_result(run, SOUP, result, parts, settings)
+            report = build_report(run.path)
     if as_json:
-        print_json(to_dict(result, regime or "given"))
+        print_json(to_dict(result, test.regime))
         return
     typer.echo(str(result))
-
-
-def _plan(parts: dict[str, Given], size: int, subset_limit: int) -> dict[str, Any]:
-    from math import comb
-
-    count = len(parts["test"].models)
-    batches = {name: sum(map(len, part.batches.values())) for name, part in parts.items()}
-    if size:
-        averages = min(comb(count, size), subset_limit)
-        names = [*parts["test"].models, f"{averages:,} averages of {size}"]
-        passes = (count + averages + (parts["test"].base is not None)) * batches["test"]
-    else:
-        names = [*parts["test"].models, "uniform", f"up to {count - 1} steps of the greedy soup"]
-        passes = 2 * count * batches["validation"] + (count + 2) * batches["test"]  # at most
-    samples = {
-        name: {task: data.samples for task, data in part.batches.items()} for name, part in parts.items()
-    }
-    return {"points": names, "samples": samples, "forward_passes": passes}
+    if run is not None:
+        typer.echo(f"Report: {report}")

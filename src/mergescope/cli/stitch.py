@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from mergescope.cli.family_options import FAMILY, REGIME
+from mergescope.cli.family_options import FAMILY, REGIME, require_family
+from mergescope.cli.printing import print_json, print_plan
 
-VARIADIC = ("--pairs", "--lambdas", "--layers")
+VARIADIC = ("--models", "--data", "--pairs", "--lambdas", "--layers")
 
 
 def stitch(
-    family: Annotated[str, typer.Option(help=FAMILY)],
+    models: Annotated[list[str] | None, typer.Option(help="[NAME=]path, hub id or base+adapter; several.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="NAME=hub id or path, one a model.")] = None,
+    base: Annotated[str | None, typer.Option(help="The model that they were fine-tuned from.")] = None,
+    family: Annotated[str | None, typer.Option(help=FAMILY + " In place of models and data.")] = None,
     regime: Annotated[str | None, typer.Option(help=REGIME)] = None,
     negate: Annotated[bool, typer.Option("--negate", help="Subtract each task, in place of adding pairs.")] = False,
     pairs: Annotated[list[str] | None, typer.Option(help="Pairs of tasks to add, a:b; several. Default: all.")] = None,
@@ -42,10 +46,15 @@ def stitch(
     """  # noqa: DOC501 (typer shows this text to users)
     from mergescope.cli.disentangle import parse_pairs
     from mergescope.errors import MergescopeError
+    from mergescope.protocols.measure import Settings
     from mergescope.protocols.stitching import StitchingSettings
-    from mergescope.studies.family_protocols import open_protocol_run, open_tasks
+    from mergescope.reports import build_report
+    from mergescope.studies.given import DataOptions
+    from mergescope.studies.protocol_runs import open_models, running
+    from mergescope.studies.rundir import open_run
     from mergescope.studies.stitched import STUDY, plan_stitching, run_stitching, to_dict, write_stitching
 
+    require_family(family, regime)
     if negate and pairs:
         raise MergescopeError(
             f"--negate subtracts one task at a time: leave --pairs {' '.join(pairs)} out, or --negate."
@@ -54,48 +63,32 @@ def stitch(
     settings = StitchingSettings(
         tuple(lambdas) if lambdas else None, parse_pairs(pairs), tuple(layers) if layers else "blocks", seed
     )
-    run = None if out is None or dry_run else open_protocol_run(out, STUDY)
-    opened = open_tasks(
+    run = None if out is None or dry_run else open_run(out, STUDY)
+    wanted = DataOptions(tuple(data or ()), split, limit=limit or None, batch_size=batch_size, seed=seed)
+    opened = open_models(
         family,
         regime,
-        limit=limit or None,
-        batch_size=batch_size,
-        split=split,
-        device=device,
-        dtype=dtype,
-        seed=seed,
+        base,
+        models or (),
+        wanted,
+        Settings(executor="resident", device=device, seed=seed),
+        dtype,
     )
     if dry_run:
-        _print_plan(plan_stitching(opened, protocol, settings), as_json)
+        plan = plan_stitching(opened, protocol, settings)
+        blocks, most = max(plan["layers"].values()), max(plan["points"].values())
+        print_plan(plan, as_json, f"{blocks} blocks; at most {most:,} points on a task's data")
         return
-    if run is None:
+    with running(run):
         found = run_stitching(opened, protocol, settings)
-    else:
-        with run.locked():
-            found = run_stitching(opened, protocol, settings)
+        if run is not None:
             write_stitching(run, opened, found, settings)
+            report = build_report(run.path)
     if as_json:
-        import json
-
-        typer.echo(json.dumps(to_dict(opened, found), indent=1, allow_nan=False))
+        print_json(to_dict(opened, found))
         return
     typer.echo(str(found))
     for note in (*found.notes, *opened.given.notes):
         typer.echo(f"Note: {note}")
     if run is not None:
-        typer.echo(f"Results and figures: {run.path}")
-
-
-def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        import json
-
-        typer.echo(json.dumps(plan, indent=1))
-        return
-    samples = ", ".join(f"{count} of {name}" for name, count in plan["samples"].items())
-    typer.echo(
-        f"{max(plan['layers'].values())} blocks; at most {max(plan['points'].values())} points on a task's data\n"
-        f"Samples: {samples}\n{plan['forward_passes']:,} forward passes of a batch and {plan['rest_passes']:,} of what "
-        f"follows a block, like {plan['equivalent_passes']:,g} forward passes; about {plan['estimated_seconds']:,g} s "
-        "here"
-    )
+        typer.echo(f"Report: {report}")

@@ -46,7 +46,17 @@ def _measurement(path: Path, about: Mapping[str, Any]) -> Parts:
     return measured_page(path, about)
 
 
-MAKERS: dict[str, Callable[[Path, Mapping[str, Any]], Parts]] = {"digits": _study, "measure": _measurement}
+def _protocol(path: Path, about: Mapping[str, Any]) -> Parts:
+    from mergescope.reports.protocol_page import protocol_page
+
+    return protocol_page(path, about)
+
+
+MAKERS: dict[str, Callable[[Path, Mapping[str, Any]], Parts]] = {
+    "digits": _study,
+    "measure": _measurement,
+    **dict.fromkeys(("evaluate", "search", "soup", "disentangle", "stitch"), _protocol),
+}
 """What ``run.yaml`` calls the study, to what makes its report."""
 
 

@@ -33,5 +33,7 @@ def summary_parts(run_dir: str | Path) -> list[Any]:
     if about["study"] == STUDY:
         provenance = about["provenance"]
         return measured_parts(load_measured(path, about), provenance["cost"], provenance.get("notes") or [])
+    if "says" in about["provenance"]:
+        return [Text(str(about["provenance"]["says"]))]
     rows = read_rows(path / RESULTS)
     return [summary_table(rows), *(Text(f"• {sentence}") for sentence in verdict_sentences(rows))]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mergescope.errors import StudyError
+from mergescope.merging.findings import plain
 from mergescope.protocols.scores import ModelScores, score_table, scores_of
 from mergescope.protocols.tuning import ArithmeticSettings
-from mergescope.studies.given import Given
-from mergescope.studies.rundir import RESULTS, Row, RunDirectory, write_rows
-from mergescope.studies.search_plans import is_linear, models_of
+from mergescope.studies.protocol_runs import Opened, write_protocol_run
+from mergescope.studies.rundir import Row, RunDirectory
+from mergescope.studies.search_plans import models_of
 from mergescope.weights import Point
 
-EVALUATE, SEARCH = "evaluate", "search"
+EVALUATE, SEARCH, SOUP = "evaluate", "search", "soup"
 """What ``run.yaml`` calls them."""
 
 
@@ -86,48 +84,27 @@ class Evaluated:
         return "\n".join(["Accuracy", *score_table(self.models), "Loss", *losses, cost, *notes])
 
 
-def evaluate_given(given: Given, extra: Mapping[str, Point], settings: ArithmeticSettings) -> Evaluated:
+def evaluate_opened(opened: Opened, extra: Mapping[str, Point], settings: ArithmeticSettings) -> Evaluated:
     """Accuracy and loss of models on all data.
 
     Args:
-        given: models and data.
+        opened: models and data.
         extra: name to further point.
         settings: of the passes.
 
     Returns:
         The scores; normalised where every data set has a model of its own.
     """
-    points, held = models_of(given, extra), {data.name: data for data in given.held}
-    linear, notes = is_linear(given, settings)
-    around = Point.of(given.base) if linear else None
+    points, held = models_of(opened, extra), opened.data
+    linear, notes = opened.linear(settings.linearized)
+    around = opened.base if linear else None
     found = settings.run(dict.fromkeys(held, list(points.values())), held, around)
     single = {name: points[data.owner] for name, data in held.items() if data.owner is not None}
     own = single if len(single) == len(held) else None
     lines = [scores_of(name, found, point, own, seed=settings.seed) for name, point in points.items()]
-    network = type(given.held[0].model).__name__
-    told = (*given.notes, *notes)
+    network = type(opened.given.held[0].model).__name__
+    told = (*opened.given.notes, *notes)
     return Evaluated(tuple(lines), linear, told, network, found.forward_passes, found.seconds)
-
-
-def open_run(path: str | os.PathLike[str], study: str) -> RunDirectory:
-    """A run directory: a new one, or that of an earlier run of the same kind, whose results are replaced.
-
-    Args:
-        path: the directory.
-        study: what ``run.yaml`` calls it.
-
-    Returns:
-        The run directory.
-
-    Raises:
-        StudyError: it holds another study, or can't be used.
-    """
-    run = RunDirectory(path)
-    if (run.path / "run.yaml").is_file() and (found := run.read_run()["study"]) != study:
-        raise StudyError(
-            f"{run.path} holds the results of the study {found!r}, which would be lost. Choose another --out."
-        )
-    return run
 
 
 def rows(result: Result, regime: str) -> list[Row]:
@@ -145,12 +122,7 @@ def rows(result: Result, regime: str) -> list[Row]:
 
 
 def write_result(
-    run: RunDirectory,
-    study: str,
-    result: Result,
-    regime: str,
-    settings: ArithmeticSettings,
-    given: Mapping[str, Given],
+    run: RunDirectory, study: str, result: Result, parts: Mapping[str, Opened], settings: Any
 ) -> None:
     """Write ``results.parquet`` and ``run.yaml``.
 
@@ -158,18 +130,18 @@ def write_result(
         run: the run directory.
         study: what ``run.yaml`` calls it.
         result: of a protocol.
-        regime: how the models were fine-tuned.
-        settings: of the search.
-        given: part of the data to models and data.
+        parts: ``validation`` and ``test``, or one of them, to models and data.
+        settings: of the protocol.
     """
-    write_rows(run.path / RESULTS, rows(result, regime))
-    config = {"search": {**asdict(settings), "grid": list(settings.grid)}}
-    provenance = {name: part.provenance() for name, part in given.items()}
+    regime = next(iter(parts.values())).regime
     cost = {"forward_passes": result.forward_passes, "seconds": round(result.seconds, 2)}
-    run.write_run(
-        study, "", {**config, **{name: part.config() for name, part in given.items()}},
-        {**provenance, "cost": cost, "linearized": result.linearized, "notes": list(result.notes), "says": str(result)},
-    )  # fmt: skip
+    about = {
+        "cost": cost,
+        "linearized": result.linearized,
+        "notes": list(result.notes),
+        "says": str(result),
+    }
+    write_protocol_run(run, study, rows(result, regime), parts, settings, about)
 
 
 def to_dict(result: Result, regime: str) -> dict[str, Any]:
@@ -182,15 +154,12 @@ def to_dict(result: Result, regime: str) -> dict[str, Any]:
     Returns:
         Plain values; NaN becomes None.
     """
-    fields = ("kind", "points", "parameter", "data", "measure", "mean", "std", "low", "high", "n")
-    return {
+    fields = ("kind", "points", "parameter", "data", "layer", "measure", "mean", "std", "low", "high", "n")
+    return plain({
         "network": result.network,
+        "regime": regime,
         "linearized": result.linearized,
         "notes": list(result.notes),
         "cost": {"forward_passes": result.forward_passes, "seconds": round(result.seconds, 3)},
-        "results": [{name: _finite(getattr(row, name)) for name in fields} for row in rows(result, regime)],
-    }
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        "results": [{name: getattr(row, name) for name in fields} for row in rows(result, regime)],
+    })

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
+from mergescope.merging.findings import plain
 from mergescope.protocols.disentanglement import (
     Disentanglement,
     DisentanglementSettings,
@@ -12,7 +12,7 @@ from mergescope.protocols.disentanglement import (
     plan,
 )
 from mergescope.protocols.error_grids import ErrorGrid
-from mergescope.studies.family_protocols import FamilyTasks, plain, priced, write_protocol_run
+from mergescope.studies.protocol_runs import Opened, cost, write_protocol_run
 from mergescope.studies.rundir import Row, RunDirectory, write_table
 
 STUDY = "disentangle"
@@ -21,15 +21,12 @@ STUDY = "disentangle"
 GRIDS = "grids.parquet"
 """Every cell of every grid: a pair, two coefficients, the error and its two terms."""
 
-JVP_COST = 3.0
-"""A pass through a linearised network takes about as long as so many through the ordinary one."""
 
-
-def plan_disentanglement(opened: FamilyTasks, settings: DisentanglementSettings) -> dict[str, Any]:
+def plan_disentanglement(opened: Opened, settings: DisentanglementSettings) -> dict[str, Any]:
     """What measuring will cost.
 
     Args:
-        opened: the family.
+        opened: models and data.
         settings: what to measure.
 
     Returns:
@@ -38,18 +35,16 @@ def plan_disentanglement(opened: FamilyTasks, settings: DisentanglementSettings)
     Raises:
         MergescopeError: it can't be measured so.
     """  # noqa: DOC502 (raised by what this calls)
-    found = plan(opened.given.base, opened.given.models, opened.test, settings)
+    found = plan(opened.base, opened.models, opened.data, settings)
     passes = found.pop("passes_a_batch")
-    slower = JVP_COST if found["linearized"] else 1.0
-    cost = priced(opened, passes, lambda task: slower * opened.seconds_a_pass(task))
-    return {**found, "forward_passes": cost.pop("equivalent_passes"), **cost}
+    return {**found, **cost({"test": opened}, {"test": passes}, linear=found["linearized"])}
 
 
-def run_disentanglement(opened: FamilyTasks, settings: DisentanglementSettings) -> Disentanglement:
+def run_disentanglement(opened: Opened, settings: DisentanglementSettings) -> Disentanglement:
     """Measure a family.
 
     Args:
-        opened: the family.
+        opened: models and data.
         settings: what to measure.
 
     Returns:
@@ -58,7 +53,7 @@ def run_disentanglement(opened: FamilyTasks, settings: DisentanglementSettings) 
     Raises:
         MergescopeError: it can't be measured so.
     """  # noqa: DOC502 (raised by what this calls)
-    return disentanglement(opened.given.base, opened.given.models, opened.test, settings)
+    return disentanglement(opened.base, opened.models, opened.data, settings)
 
 
 def rows(found: Disentanglement, regime: str) -> list[Row]:
@@ -74,29 +69,27 @@ def rows(found: Disentanglement, regime: str) -> list[Row]:
     return [Row(network=found.network, regime=regime, **row) for row in found.rows()]
 
 
-def write_disentanglement(run: RunDirectory, opened: FamilyTasks, found: Disentanglement) -> None:
-    """Write results, grids, figures and ``run.yaml``.
+def write_disentanglement(run: RunDirectory, opened: Opened, found: Disentanglement) -> None:
+    """Write results, grids and ``run.yaml``.
 
     Args:
         run: the run directory.
-        opened: the family.
+        opened: models and data.
         found: the errors.
     """
-    from mergescope.reports.disentanglement_figures import disentanglement_figures
-
     cells = [cell for grid in found.grids for cell in grid.cells()]
     write_table(run.path / GRIDS, {name: [cell[name] for cell in cells] for name in cells[0]})
     write_protocol_run(
-        run, STUDY, opened, rows(found, opened.regime), asdict(found.settings),
-        {"cost": _cost(found), "notes": _notes(opened, found)}, disentanglement_figures(found.grids),
+        run, STUDY, rows(found, opened.regime), {"test": opened}, found.settings,
+        {"cost": _cost(found), "linearized": found.linearized, "notes": _notes(opened, found), "says": str(found)},
     )  # fmt: skip
 
 
-def to_dict(opened: FamilyTasks, found: Disentanglement) -> dict[str, Any]:
+def to_dict(opened: Opened, found: Disentanglement) -> dict[str, Any]:
     """The results for scripts.
 
     Args:
-        opened: the family.
+        opened: models and data.
         found: the errors.
 
     Returns:
@@ -128,6 +121,6 @@ def _cost(found: Disentanglement) -> dict[str, Any]:
     }
 
 
-def _notes(opened: FamilyTasks, found: Disentanglement) -> list[str]:
+def _notes(opened: Opened, found: Disentanglement) -> list[str]:
     where = ["measured in the network linearised around the base"] if found.linearized else []
     return [*where, *found.notes, *opened.given.notes]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from mergescope.errors import StudyError
 from mergescope.protocols.linearity import Linearity
 from mergescope.protocols.measure import Measurement, Pair
 from mergescope.readings import Summary
@@ -96,26 +94,6 @@ def _layers(found: Measurement, pair: Pair, kind: str, alpha: float, result: Lin
                         ("beats baseline", verdict.beats_baseline)):  # fmt: skip
         table.append(Row(**_common(found, pair), kind=kind, measure=name, mean=float(holds), parameter=alpha))
     return table
-
-
-def open_run(path: str | os.PathLike[str]) -> RunDirectory:
-    """A run directory for a measurement: a new one, or that of an earlier one, whose results are replaced.
-
-    Args:
-        path: the directory.
-
-    Returns:
-        The run directory.
-
-    Raises:
-        StudyError: it holds another study, or can't be used.
-    """
-    run = RunDirectory(path)
-    if (run.path / "run.yaml").is_file() and (study := run.read_run()["study"]) != STUDY:
-        raise StudyError(
-            f"{run.path} holds the results of the study {study!r}, which would be lost. Choose another --out."
-        )
-    return run
 
 
 def write_measurement(

@@ -264,6 +264,27 @@ class RunDirectory:
         return content
 
 
+def open_run(path: str | os.PathLike[str], study: str) -> RunDirectory:
+    """A run directory: a new one, or that of an earlier run of the same study, whose results are replaced.
+
+    Args:
+        path: the directory.
+        study: what ``run.yaml`` calls it.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        StudyError: it holds another study, or can't be used.
+    """
+    run = RunDirectory(path)
+    if (run.path / "run.yaml").is_file() and (found := run.read_run()["study"]) != study:
+        raise StudyError(
+            f"{run.path} holds the results of the study {found!r}, which would be lost. Choose another --out."
+        )
+    return run
+
+
 def versions() -> dict[str, str]:
     """Versions that results depend on.
 

@@ -1,63 +1,61 @@
-"""What evaluations and searches of somebody's models need and cost, before anything is run."""
+"""What evaluations, searches and soups of somebody's models need and cost, before anything is run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import comb
 from typing import Any
 
-from mergescope.errors import MergescopeError, StudyError
+from mergescope.protocols.coefficients import SearchSettings, planned_points
 from mergescope.protocols.compare import Way
 from mergescope.protocols.evaluation import Model, planned_passes
-from mergescope.protocols.linear_model import in_linear_model
-from mergescope.protocols.measure import HeldOut, Settings
 from mergescope.protocols.search import addition_line
 from mergescope.protocols.tuning import ArithmeticSettings
-from mergescope.studies.given import DataOptions, Given, Options, prepare
-from mergescope.studies.given_family import prepare_family
+from mergescope.studies.protocol_runs import Opened, cost
 from mergescope.weights import Point, mean
 
 SOME = 7
 """Stands for a coefficient that is not known yet, and that differs from 0 and 1."""
 
 
-def models_of(given: Given, extra: Mapping[str, Point]) -> dict[str, Point]:
+def models_of(opened: Opened, extra: Mapping[str, Point]) -> dict[str, Point]:
     """What is evaluated: base, fine-tunes, their uniform average, and further points.
 
     Args:
-        given: the models.
+        opened: the models.
         extra: name to further point.
 
     Returns:
         Name to point.
     """
-    named = {} if given.base is None else {"base": Point.of(given.base)}
-    named |= {name: Point.of(model) for name, model in given.models.items()}
-    if len(given.models) > 1:
-        named["average"] = mean(given.models.values())
+    named = {} if opened.given.base is None else {"base": opened.base}
+    named |= opened.models
+    if len(opened.models) > 1:
+        named["average"] = mean(opened.models.values())
     return named | dict(extra)
 
 
-def plan_evaluation(given: Given, extra: Mapping[str, Point], settings: ArithmeticSettings) -> dict[str, Any]:
-    """What [`evaluate_given`][] will cost.
+def plan_evaluation(
+    opened: Opened, extra: Mapping[str, Point], settings: ArithmeticSettings
+) -> dict[str, Any]:
+    """What an evaluation will cost.
 
     Args:
-        given: models and data.
+        opened: models and data.
         extra: name to further point.
         settings: of the passes.
 
     Returns:
-        Points, samples, forward passes of a batch.
+        Points, samples, forward passes of a batch, seconds.
     """
-    points = models_of(given, extra)
-    wanted = {data.name: points.values() for data in given.held}
+    points = models_of(opened, extra)
     return _plan(
-        list(points), [(given, wanted)], is_linear(given, settings)[0] and settings.executor != "resident"
+        list(points), {"test": opened}, {"test": dict.fromkeys(opened.data, points.values())}, settings
     )
 
 
 def plan_search(
-    validation: Given,
-    test: Given,
+    parts: Mapping[str, Opened],
     settings: ArithmeticSettings,
     *,
     negate: bool = False,
@@ -66,25 +64,20 @@ def plan_search(
     """What a search will cost if the grid's end does not bind; each further point costs a pass a task.
 
     Args:
-        validation: models, and the data to choose by.
-        test: the same models, and the data to report of.
+        parts: ``validation``, the data to choose by, and ``test``, the data to report of.
         settings: of the search.
         negate: negation in place of addition.
         ways: methods to compare in place of both.
 
     Returns:
-        Points, samples, forward passes of a batch; with methods, at most so many.
+        Points, samples, forward passes of a batch, seconds; with methods, at most so much.
     """
-    base, models = (
-        Point.of(validation.base),
-        {name: Point.of(model) for name, model in validation.models.items()},
-    )
-    affine = is_linear(validation, settings)[0] and settings.executor != "resident"
+    base, models = parts["validation"].base, parts["validation"].models
     grid = settings.parts()[0]
     choosing: dict[str, list[Model]]
     reporting: dict[str, list[Model]]
     if ways is not None:
-        return _plan_methods(validation, test, base, models, grid, ways, affine)
+        return _plan_methods(parts, grid, ways, settings)
     if negate:
         lines = {
             task: [base - lam * (model - base) for lam in (0.0, *grid)] for task, model in models.items()
@@ -101,127 +94,87 @@ def plan_search(
         shared = addition_line(base, list(models.values()), [1, SOME]).values()
         reporting = {task: [base, mean(models.values()), *shared, model] for task, model in models.items()}
         names = [f"base + {lam:g} * sum" for lam in grid]
-    return _plan(names, [(validation, choosing), (test, reporting)], affine)
+    return _plan(names, parts, {"validation": choosing, "test": reporting}, settings)
+
+
+def plan_coefficients(parts: Mapping[str, Opened], settings: SearchSettings) -> dict[str, Any]:
+    """What a search for coefficients will cost at most.
+
+    Args:
+        parts: ``validation``, the data to choose by, and, if anything is reported, ``test``.
+        settings: of the search.
+
+    Returns:
+        How many coefficients and points, samples, forward passes of a batch, seconds.
+    """
+    tasks = parts["validation"].models
+    linear = parts["validation"].linear(settings.linearized)[0]
+    points = planned_points(len(tasks), settings.groups, settings)
+    affine = linear and settings.executor != "resident" and settings.groups == 1
+    counts = {
+        "validation": dict.fromkeys(tasks, len(tasks) + 1 if affine else points),
+        "test": dict.fromkeys(tasks, len(tasks) + 1 if affine else 4 + settings.random),
+    }
+    counts = {part: counts[part] for part in parts}
+    return {
+        "coefficients": len(tasks) * settings.groups, "points": [f"up to {points:,} points"],
+        **cost(parts, counts, linear=linear),
+    }  # fmt: skip
+
+
+def plan_soup(parts: Mapping[str, Opened], size: int, limit: int | None) -> dict[str, Any]:
+    """What soups or subsets will cost at most.
+
+    Args:
+        parts: ``test``, and to choose greedy soups, ``validation``.
+        size: of subsets; 0 for soups.
+        limit: subsets at most.
+
+    Returns:
+        Points, samples, forward passes of a batch, seconds.
+    """
+    test = parts["test"]
+    count, data = len(test.models), list(test.data)
+    if size:
+        averages = min(comb(count, size), limit or comb(count, size))
+        names = [*test.models, f"{averages:,} averages of {size}"]
+        passes = {"test": count + averages + (test.given.base is not None)}
+    else:
+        names = [*test.models, "uniform", f"up to {count - 1} steps of the greedy soup"]
+        passes = {"validation": 2 * count, "test": count + 2}
+    return {"points": names, **cost(parts, {part: dict.fromkeys(data, n) for part, n in passes.items()})}
 
 
 def _plan_methods(
-    validation: Given, test: Given, base: Point, models: Mapping[str, Point], grid: Sequence[float],
-    ways: Sequence[Way], affine: bool,
-) -> dict[str, Any]:  # fmt: skip
-    batches = [{name: len(data) for name, data in part.batches.items()} for part in (validation, test)]
-    names, passes = [], sum(batches[0].values()) + 2 * sum(batches[1].values())
+    parts: Mapping[str, Opened], grid: Sequence[float], ways: Sequence[Way], settings: ArithmeticSettings
+) -> dict[str, Any]:
+    opened = parts["validation"]
+    linear = opened.linear(settings.linearized)[0]
+    affine = linear and settings.executor != "resident"
+    names, choosing, reporting = [], 1, 2
     for way in ways:
         tried = len(grid) if way.has_scale else 0
         names += [f"{way.label}, lambda {lam:g}" for lam in grid] if tried else [way.label]
         if affine and tried:
-            tried = len(models) + 1 if way.method == "task_arithmetic" else 2
-        passes += tried * sum(batches[0].values()) + (2 if way.has_scale else 1) * sum(batches[1].values())
-    return {"points": names, "samples": _samples(validation, test), "forward_passes": passes}
-
-
-def _plan(names: list[str], parts: Sequence[tuple[Given, Mapping[str, Any]]], affine: bool) -> dict[str, Any]:
-    passes = 0
-    for given, points in parts:
-        batches = {name: len(data) for name, data in given.batches.items()}
-        passes += planned_passes(points, batches, affine=affine)
-    samples = _samples(*(given for given, _ in parts))
-    return {"points": names, "samples": samples, "forward_passes": passes}
-
-
-def _samples(*parts: Given) -> dict[str, Any]:
-    names = ("test",) if len(parts) == 1 else ("validation", "test")
-    return {
-        name: {task: data.samples for task, data in part.batches.items()}
-        for name, part in zip(names, parts, strict=True)
+            tried = len(opened.models) + 1 if way.method == "task_arithmetic" else 2
+        choosing, reporting = choosing + tried, reporting + (2 if way.has_scale else 1)
+    counts = {
+        part: dict.fromkeys(opened.models, count)
+        for part, count in (("validation", choosing), ("test", reporting))
     }
+    return {"points": names, **cost(parts, counts, linear=linear)}
 
 
-def is_linear(given: Given, settings: ArithmeticSettings) -> tuple[bool, list[str]]:
-    """Whether models are run in the network linearised around their base.
-
-    Args:
-        given: models and data.
-        settings: what the user says of it.
-
-    Returns:
-        Whether, and what the user should know.
-    """
-    base = None if given.base is None else Point.of(given.base)
-    return in_linear_model(
-        base, {name: Point.of(model) for name, model in given.models.items()}, settings.linearized
-    )
-
-
-def tasks_of(given: Given) -> dict[str, HeldOut]:
-    """The data of each fine-tune's own task.
-
-    Args:
-        given: models and data.
-
-    Returns:
-        Name of the fine-tune to its data.
-
-    Raises:
-        MergescopeError: there is no base, or data and fine-tunes don't belong together one by one.
-    """
-    if given.base is None:
-        raise MergescopeError("Task vectors are differences from the base. Give a base: --base.")
-    owned = {data.owner: data for data in given.held if data.owner is not None}
-    if len(owned) < len(given.held) or set(owned) != set(given.models):
-        raise MergescopeError(
-            "A search needs the data of every fine-tune's task: name data like models (--data NAME=...), one for each "
-            f"of {', '.join(given.models)}."
-        )
-    return {name: owned[name] for name in given.models}
-
-
-def require_apart(validation: Given, test: Given) -> None:
-    """Refuse to choose by the samples that figures are reported of.
-
-    Args:
-        validation: the data to choose by.
-        test: the data to report of.
-
-    Raises:
-        StudyError: data of a task are the same.
-    """
-    same = [
-        name
-        for name, data in validation.batches.items()
-        if name in test.batches and data.fingerprint == test.batches[name].fingerprint
-    ]
-    if same:
-        raise StudyError(
-            f"Validation and test data are the same for {', '.join(same)}: coefficients would be chosen on what they "
-            "are judged by. Give the data a test split, or choose other splits (--validation-split, --split)."
-        )
-
-
-def open_given(
-    family: str | None,
-    regime: str | None,
-    base: str | None,
-    models: tuple[str, ...],
-    data: DataOptions,
+def _plan(
+    names: list[str], parts: Mapping[str, Opened], points: Mapping[str, Mapping[str, Iterable[Model]]],
     settings: ArithmeticSettings,
-    dtype: str = "float32",
-) -> Given:
-    """Open a family, or models that are named one by one, with their data.
-
-    Args:
-        family: a family directory, or a published family.
-        regime: of the family.
-        base: reference of the base.
-        models: references of the fine-tunes.
-        data: which data.
-        settings: of the passes.
-        dtype: what networks compute in.
-
-    Returns:
-        Models and data.
-    """
-    own = Settings(
-        linearized=settings.linearized, executor=settings.executor, device=settings.device, seed=settings.seed
-    )  # fmt: skip
-    options = Options(base, models, data, own, dtype)
-    return prepare(options) if family is None else prepare_family(family, regime, options)
+) -> dict[str, Any]:  # fmt: skip
+    linear = next(iter(parts.values())).linear(settings.linearized)[0]
+    affine = linear and settings.executor != "resident"
+    passes = {
+        part: {
+            task: planned_passes({task: models}, {task: 1}, affine=affine) for task, models in wanted.items()
+        }
+        for part, wanted in points.items()
+    }
+    return {"points": names, **cost(parts, passes, linear=linear)}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
+from mergescope.merging.findings import plain
 from mergescope.protocols.stitching import (
     Score,
     Stitching,
@@ -13,18 +13,18 @@ from mergescope.protocols.stitching import (
     stitch_addition,
     stitch_negation,
 )
-from mergescope.studies.family_protocols import FamilyTasks, plain, priced, write_protocol_run
+from mergescope.studies.protocol_runs import Opened, cost, write_protocol_run
 from mergescope.studies.rundir import Row, RunDirectory
 
 STUDY = "stitch"
 """What ``run.yaml`` calls it."""
 
 
-def plan_stitching(opened: FamilyTasks, protocol: str, settings: StitchingSettings) -> dict[str, Any]:
+def plan_stitching(opened: Opened, protocol: str, settings: StitchingSettings) -> dict[str, Any]:
     """What stitching will cost.
 
     Args:
-        opened: the family.
+        opened: models and data.
         protocol: ``addition`` or ``negation``.
         settings: how to stitch.
 
@@ -34,22 +34,24 @@ def plan_stitching(opened: FamilyTasks, protocol: str, settings: StitchingSettin
     Raises:
         MergescopeError: it can't be stitched so.
     """  # noqa: DOC502 (raised by what this calls)
-    found = plan(protocol, opened.given.base, opened.given.models, opened.test, settings)
+    found = plan(protocol, opened.base, opened.models, opened.data, settings)
     rests, equivalent = found.pop("rest_passes_a_batch"), found.pop("equivalent_passes_a_batch")
+    counts = cost({"test": opened}, {"test": equivalent})
     batches = opened.batches
     return {
         **found,
+        **counts,
+        "equivalent_passes": counts["forward_passes"],
         "forward_passes": sum(points * batches[task] for task, points in found["points"].items()),
         "rest_passes": sum(count * batches[task] for task, count in rests.items()),
-        **priced(opened, equivalent, opened.seconds_a_pass),
     }
 
 
-def run_stitching(opened: FamilyTasks, protocol: str, settings: StitchingSettings) -> Stitching:
+def run_stitching(opened: Opened, protocol: str, settings: StitchingSettings) -> Stitching:
     """Stitch a family.
 
     Args:
-        opened: the family.
+        opened: models and data.
         protocol: ``addition`` or ``negation``.
         settings: how to stitch.
 
@@ -60,7 +62,7 @@ def run_stitching(opened: FamilyTasks, protocol: str, settings: StitchingSetting
         MergescopeError: it can't be stitched so.
     """  # noqa: DOC502 (raised by what this calls)
     run = stitch_negation if protocol == "negation" else stitch_addition
-    return run(opened.given.base, opened.given.models, opened.test, settings)
+    return run(opened.base, opened.models, opened.data, settings)
 
 
 def rows(found: Stitching, regime: str) -> list[Row]:
@@ -78,30 +80,29 @@ def rows(found: Stitching, regime: str) -> list[Row]:
     ]  # fmt: skip
 
 
-def write_stitching(
-    run: RunDirectory, opened: FamilyTasks, found: Stitching, settings: StitchingSettings
-) -> None:
-    """Write results, figures and ``run.yaml``.
+def write_stitching(run: RunDirectory, opened: Opened, found: Stitching, settings: StitchingSettings) -> None:
+    """Write results and ``run.yaml``.
 
     Args:
         run: the run directory.
-        opened: the family.
+        opened: models and data.
         found: the scores.
         settings: how they were made.
     """
-    from mergescope.reports.stitching_figures import stitching_figures
-
     write_protocol_run(
-        run, STUDY, opened, rows(found, opened.regime), {"protocol": found.protocol, **asdict(settings)},
-        {"cost": _cost(found), "notes": [*found.notes, *opened.given.notes]}, stitching_figures(found),
+        run, STUDY, rows(found, opened.regime), {"test": opened}, settings,
+        {
+            "protocol": found.protocol, "cost": _cost(found), "notes": [*found.notes, *opened.given.notes],
+            "says": str(found),
+        },
     )  # fmt: skip
 
 
-def to_dict(opened: FamilyTasks, found: Stitching) -> dict[str, Any]:
+def to_dict(opened: Opened, found: Stitching) -> dict[str, Any]:
     """The results for scripts.
 
     Args:
-        opened: the family.
+        opened: models and data.
         found: the scores.
 
     Returns:

@@ -22,6 +22,8 @@ data) need none.
 
 LABELLED = ("accuracy", "loss")
 """Objectives that need labels."""
+UNLABELLED = tuple(name for name in OBJECTIVES if name not in LABELLED)
+"""Objectives that need none."""
 
 
 def require_objective(name: str) -> None:
