@@ -183,8 +183,8 @@ def page(stored: dict[str, Any]) -> str:
         "",
         "How well does each regime learn its task? Made by `python benchmarks/families.py` (its head says what to",
         "install); all numbers: [regimes.json](regimes.json). Accuracies are on test data that no choice was made on,",
-        "in per cent; every model is the last of its training. Learning rates are those of the script, not searched for",
-        "each task. *Seconds* are of training on 2 shared cores.",
+        "in per cent; every model is the last of its training. Learning rates are those of the script, not searched",
+        "for each task. *Seconds* are of training on 2 shared cores.",
         "",
     ]
     for name, (title, text) in TITLES.items():
@@ -214,7 +214,9 @@ def page(stored: dict[str, Any]) -> str:
             span = " to ".join(dict.fromkeys(f"{count / 1e6:.3g} M" for count in (counts[0], counts[-1])))
             shown = " | ".join(f"{value:.1f}" for value in values)
             seconds = sum(model["seconds"] for model in row)
-            lines.append(f"| {label} | {span} | {shown} | {_mean(row):.1f}{_others(again, label)} | {seconds:.0f} |")
+            lines.append(
+                f"| {label} | {span} | {shown} | {_mean(row):.1f}{_others(again, label)} | {seconds:.0f} |"
+            )
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +17,9 @@ def geometry(
     base: Annotated[str | None, typer.Option(help="The model that they were fine-tuned from.")] = None,
     family: Annotated[str | None, typer.Option(help=FAMILY)] = None,
     regime: Annotated[str | None, typer.Option(help=REGIME)] = None,
+    by_regime: Annotated[
+        bool, typer.Option("--by-regime", help="All regimes of a family, next to each other.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Directory for geometry.parquet and figures (SVG, PNG).")
     ] = None,
@@ -29,6 +33,13 @@ def geometry(
     from mergescope.merging.merge import default_threads
     from mergescope.weights.geometry import geometry as run
 
+    if by_regime:
+        if family is None or regime is not None:
+            raise MergescopeError(
+                "--by-regime compares the regimes of a family: give --family DIR, and no --regime."
+            )
+        _by_regime(family, models, base, out, as_json, threads or default_threads())
+        return
     given = models_or_family(models, base, family, regime)
     if given is None:
         from mergescope.merging.check import open_distinct
@@ -39,28 +50,57 @@ def geometry(
     else:
         first, others = given
     found = run(first, others, threads=threads or default_threads(), progress=True)
+    rows = [vars(row) for row in found.rows()]
     if out is not None:
         from mergescope.reports.geometry_figures import write_geometry_figures
-        from mergescope.studies.rundir import write_table
 
-        rows = found.rows()
-        write_table(
-            out / "geometry.parquet", {name: [getattr(row, name) for row in rows] for name in vars(rows[0])}
-        )
+        _write(rows, out)
         write_geometry_figures(found, out / "figures")
+    from mergescope.reports.check_tables import geometry_parts
+
+    _print(rows, geometry_parts(found), as_json, out)
+
+
+def _by_regime(
+    family: str, models: list[str] | None, base: str | None, out: Path | None, as_json: bool, threads: int
+) -> None:
+    from mergescope.reports.check_tables import regime_table
+    from mergescope.studies.families import read_family
+    from mergescope.weights.geometry import geometry as run
+
+    found = {}
+    for label in read_family(Path(family)).regimes:
+        given = models_or_family(models, base, family, label)
+        assert given is not None  # there is a family
+        found[label] = run(*given, threads=threads, progress=True)
+    rows = [{"regime": label, **vars(row)} for label, of in found.items() for row in of.rows()]
+    if out is not None:
+        from mergescope.reports.geometry_figures import by_regime, write_figures
+
+        _write(rows, out)
+        several = {label: of for label, of in found.items() if len(of.models) > 1}
+        write_figures({"regimes": by_regime(several)} if several else {}, out / "figures")
+    _print(rows, [regime_table(found)], as_json, out)
+
+
+def _write(rows: list[dict[str, Any]], out: Path) -> None:
+    from mergescope.studies.rundir import write_table
+
+    write_table(out / "geometry.parquet", {name: [row[name] for row in rows] for name in rows[0]})
+
+
+def _print(rows: list[dict[str, Any]], parts: Iterable[Any], as_json: bool, out: Path | None) -> None:
     if as_json:
         import json
 
         from mergescope.merging.findings import plain
 
-        typer.echo(json.dumps(plain([vars(row) for row in found.rows()]), indent=1))
+        typer.echo(json.dumps(plain(rows), indent=1))
         return
     from rich.console import Console
 
-    from mergescope.reports.check_tables import geometry_parts
-
     console = Console(highlight=False)
-    for part in geometry_parts(found):
+    for part in parts:
         console.print(part)
     if out is not None:
         typer.echo(f"Table and figures: {out}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mergescope.cli.family_options import FAMILY, REGIME
 from mergescope.errors import StudyError, did_you_mean
 from mergescope.studies import STUDIES, Study, default_directory, find_study
 
@@ -21,7 +23,7 @@ def list_studies() -> None:
     [bold]Example:[/] mergescope study list
     """
     for study in STUDIES:
-        typer.echo(f"{study.name:<12}{study.title}  [{study.source}]")
+        typer.echo(f"{study.name:<19}{study.title}  [{study.source}]")
 
 
 @app.command("show")
@@ -31,13 +33,15 @@ def show(name: Annotated[str, typer.Argument(help="A study's name.")]) -> None:
     [bold]Example:[/] mergescope study show digits
     """
     study = find_study(name)
+    family = " --family DIR" if study.command else ""
+    default = "default" if "default" in study.presets else next(iter(study.presets))
     for label, text in (
         ("study", f"{study.name}: {study.title}"),
         ("claims", study.claims),
         ("setting", study.setting),
         ("source", study.source),
         ("presets", "; ".join(f"{preset} ({cost})" for preset, cost in study.presets.items())),
-        ("run", f"mergescope study run {study.name} --preset {next(iter(study.presets))}"),
+        ("run", f"mergescope study run {study.name}{family} --preset {default}"),
     ):
         typer.echo(f"{label:<10}{text}")
 
@@ -50,16 +54,46 @@ def run(
     data: Annotated[str, typer.Option(help="'embedded', a hub id or a directory.")] = "embedded",
     tasks: Annotated[str, typer.Option(help="'rotations' or 'class-pairs'.")] = "rotations",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one a core).")] = None,
+    family: Annotated[str | None, typer.Option(help=FAMILY + " For studies of families.")] = None,
+    regime: Annotated[str | None, typer.Option(help=REGIME)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Run a study, or what is left of it, and write its report.
 
-    [bold]Example:[/] mergescope study run digits --preset quick
-    """
+    [bold]Example:[/] mergescope study run addition --family runs/family --regime full
+    """  # noqa: DOC501 (typer shows this text to users)
+    study = _checked(name, preset, tasks)
+    if bool(study.command) != (family is not None):
+        raise StudyError(
+            f"The study {name} runs on a family: give --family DIR."
+            if study.command
+            else f"The study {name} makes its own models: leave --family {family} out."
+        )
+    if study.command:
+        if (data, tasks, workers) != ("embedded", "rotations", None):
+            raise StudyError(f"The study {name} takes data and models from the family: leave --data, --tasks and "
+                             "--workers out.")  # fmt: skip
+        _run_command(study, preset, out, family, regime, dry_run)
+        return
     if dry_run:
         describe_plan(name, preset, data, tasks)
         return
     run_study(name, preset, out, data, tasks, workers)
+
+
+def _run_command(
+    study: Study, preset: str, out: Path | None, family: str | None, regime: str | None, dry_run: bool
+) -> None:
+    from mergescope.cli import app as commands
+
+    words = [*study.command, "--family", str(family), *study.options[preset]]
+    if regime is not None:
+        words += ["--regime", regime]
+    if not (dry_run and study.command[0] == "geometry"):
+        words += ["--dry-run"] if dry_run else ["--out", str(out or default_directory(study.name, preset))]
+    typer.echo(f"mergescope {shlex.join(words)}")
+    if not dry_run or "--dry-run" in words:
+        commands(words, standalone_mode=False)
 
 
 def _checked(name: str, preset: str, tasks: str) -> Study:

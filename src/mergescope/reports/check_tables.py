@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rich import box
@@ -118,6 +118,33 @@ def geometry_parts(found: Geometry) -> Iterator[Any]:
         yield Text(
             f"left out, as they are no weights: {', '.join(found.left_out)}", style="dim", overflow="fold"
         )
+
+
+def regime_table(found: Mapping[str, Geometry]) -> Group:
+    """Task vectors of the same tasks in several regimes, a line each (ATTN, Fig. 5).
+
+    Args:
+        found: label of a regime to the geometry of its models.
+
+    Returns:
+        Title and table: means over models, and over pairs of models.
+    """
+    first = next(iter(found.values()))
+    table = _table()
+    for column in ("regime", "|τ| / |θ₀|", "unchanged", "cosine", "smallest", "largest", "opposite signs"):
+        table.add_column(column, justify="left" if column == "regime" else "right")
+    for label, geometry in found.items():
+        total, count = geometry.total, len(geometry.models)
+        pairs = [(i, j) for i in range(count) for j in range(i)]
+        cosines = [float(total.cosines[i, j]) for i, j in pairs]
+        conflicts = [float(total.conflicts[i, j]) for i, j in pairs]
+        said = ["", "", "", ""]
+        if pairs:
+            said = [f"{value:.3f}" for value in (sum(cosines) / len(pairs), min(cosines), max(cosines))]
+            said.append(f"{sum(conflicts) / len(pairs):.1%}")
+        means = f"{float(sum(total.distances)) / count:.4g}", f"{float(sum(total.unchanged)) / count:.1%}"
+        table.add_row(label, *means, *said)
+    return _titled(f"Task vectors of {len(first.models)} tasks against {first.base}, by regime: means", table)
 
 
 def distance_table(found: Geometry, scope: Scope) -> Group:

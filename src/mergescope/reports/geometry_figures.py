@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +42,9 @@ def similarity(found: Geometry) -> Figure:
         Two heat maps side by side; the diagonal, which says nothing, is left empty.
     """
     names = [shorten(name, 18) for name in found.models]
-    cosines, conflicts = found.total.cosines.numpy().copy(), found.total.conflicts.numpy().copy()
-    np.fill_diagonal(cosines, np.nan)
-    np.fill_diagonal(conflicts, np.nan)
+    cosines, conflicts = (
+        off_diagonal(values.numpy()) for values in (found.total.cosines, found.total.conflicts)
+    )
     with styled():
         figure = new_figure(WIDTH, max(3.2, 1.6 + 0.42 * len(names)))
         left, right = figure.subplots(1, 2)
@@ -127,6 +127,70 @@ def distances(found: Geometry) -> Figure:
         return settle(figure)
 
 
+def by_regime(found: Mapping[str, Geometry]) -> Figure:
+    """Draw the cosines of the same tasks in several regimes (ATTN, Fig. 5), on one scale.
+
+    Args:
+        found: label of a regime to the geometry of its models, two or more.
+
+    Returns:
+        A heat map a regime; last, the mean cosine of all pairs in each block.
+    """
+    columns = min(4, len(found) + 1)
+    lines = math.ceil((len(found) + 1) / columns)
+    matrices = {label: off_diagonal(geometry.total.cosines.numpy()) for label, geometry in found.items()}
+    most = max(float(np.nanmax(np.abs(values))) for values in matrices.values())
+    scale = (_COSINE[0], _COSINE[1], min(1.0, max(0.1, math.ceil(most * 20) / 20)), _COSINE[3])
+    with styled():
+        figure = new_figure(WIDTH * max(1.0, columns / 3), 0.6 + 2.9 * lines)
+        panels = figure.subplots(lines, columns, squeeze=False)
+        for axes in panels.flat[len(found) :]:
+            axes.axis("off")
+        for axes, (label, geometry) in zip(panels.flat, found.items(), strict=False):
+            names = [shorten(name, 12) for name in geometry.models]
+            mean = np.nanmean(matrices[label])
+            title = f"{shorten(label, 20)}: mean {mean:.3f}"
+            _heat_map(figure, axes, matrices[label], names, names, title, scale, fixed=True)
+            axes.tick_params(axis="x", labelrotation=90)
+        last = panels.flat[len(found)]
+        last.axis("on")
+        for place, (label, geometry) in enumerate(found.items()):
+            # The blocks: what is around them is alike in all tasks (a final norm), and would press them flat.
+            every = geometry.groups("layer")
+            group = {name: sums for name, sums in every.items() if "." in name} or every
+            means = [
+                float(np.nanmean(off_diagonal(sums.cosines.numpy()))) if all(sums.norms) else math.nan
+                for sums in group.values()
+            ]
+            entry = look(place)
+            last.plot(
+                range(len(means)), means, color=entry.colour, marker=entry.marker, ls=entry.line, ms=4, lw=1.3,
+                label=shorten(label, 20),
+            )  # fmt: skip
+        last.set_xticks(range(len(group)), short_layers(list(group)), rotation=90)
+        last.set_title("mean cosine, by block")
+        figure.legend(loc="outside lower center", ncols=min(4, len(found)), handlelength=3.2)
+        return settle(figure)
+
+
+def off_diagonal(values: np.ndarray) -> np.ndarray:
+    """A square matrix without its diagonal, which says nothing.
+
+    Args:
+        values: ``(models, models)``.
+
+    Returns:
+        A copy with NaN on the diagonal.
+
+    Example:
+        >>> off_diagonal(np.ones((2, 2))).tolist()
+        [[nan, 1.0], [1.0, nan]]
+    """
+    found = np.array(values, dtype=float)
+    np.fill_diagonal(found, np.nan)
+    return found
+
+
 def geometry_figures(found: Geometry) -> dict[str, Figure]:
     """All figures that the number of models allows.
 
@@ -152,8 +216,21 @@ def write_geometry_figures(found: Geometry, folder: Path) -> list[Path]:
     Returns:
         The files.
     """
+    return write_figures(geometry_figures(found), folder)
+
+
+def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write figures as SVG and PNG.
+
+    Args:
+        figures: file name without suffix to figure.
+        folder: where to; made if absent.
+
+    Returns:
+        The files.
+    """
     written = []
-    for name, figure in geometry_figures(found).items():
+    for name, figure in figures.items():
         for suffix in ("svg", "png"):
             path = folder / f"{name}.{suffix}"
             with atomic_file(path) as temporary:
@@ -207,6 +284,7 @@ def _heat_map(
     columns: Sequence[str],
     title: str,
     scale: tuple[str, float, float, str],
+    fixed: bool = False,
 ) -> None:
     from matplotlib import colormaps
 
@@ -214,7 +292,7 @@ def _heat_map(
     finite = values[np.isfinite(values)]
     # The range of what is there, symmetric around the middle, so that small cosines are seen too.
     most = float(np.abs(finite - middle).max()) if finite.size else 0.0
-    span = min(reach, max(0.1, math.ceil(most * 20) / 20))
+    span = reach if fixed else min(reach, max(0.1, math.ceil(most * 20) / 20))
     shown = colormaps[colours].with_extremes(bad=FAINT)
     image = axes.imshow(values, cmap=shown, vmin=middle - span, vmax=middle + span, aspect="auto")
     axes.grid(False)
@@ -228,7 +306,7 @@ def _heat_map(
     bar.outline.set_edgecolor(MUTED)
     percent = "%" in text
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if percent else f"{value:.2f}")
-    if values.size > _NUMBERED_CELLS:
+    if values.size > (_NUMBERED_CELLS if not fixed else _NUMBERED_CELLS // 4):
         return
     for (row, column), value in np.ndenumerate(values):
         if math.isfinite(value):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ class Study:
         setting: models, data, training.
         source: paper, section, figures.
         presets: preset name to its cost in words.
-        runner: ``module:function`` taking (preset, run directory, options) and returning a path.
+        runner: ``module:function`` taking (preset, run directory, options) and returning a path; empty if a command
+            runs it.
+        command: words of the command that runs it on a family.
+        options: preset name to the command's further options.
     """
 
     name: str
@@ -31,7 +34,9 @@ class Study:
     setting: str
     source: str
     presets: dict[str, str]
-    runner: str
+    runner: str = ""
+    command: tuple[str, ...] = ()
+    options: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def load(self) -> Callable[..., Any]:
         """Import the function that runs the study.
@@ -41,6 +46,29 @@ class Study:
         """
         module, _, function = self.runner.partition(":")
         return getattr(import_module(module), function)
+
+
+FAMILY = "Models and tasks of --family DIR (mergescope finetune, or clip8), in the regime of --regime."
+"""Setting of the studies that run on somebody's family."""
+
+
+def _of_family(
+    name: str, title: str, claims: str, source: str, *command: str, **options: tuple[str, ...]
+) -> Study:
+    presets = {
+        "quick": "128 samples of a task",
+        "default": "512 samples of a task",
+        "full": "2048 samples of a task",
+    }
+    limits: dict[str, tuple[str, ...]] = {
+        "quick": ("--limit", "128"),
+        "default": ("--limit", "512"),
+        "full": ("--limit", "2048"),
+    }
+    if command[0] == "geometry":
+        presets, limits = {"default": "reads weights only"}, {"default": ()}
+    given = {preset: (*limits[preset], *options.get(preset, ())) for preset in presets}
+    return Study(name, title, claims, FAMILY, source, presets, command=command, options=given)
 
 
 STUDIES = (
@@ -64,7 +92,52 @@ STUDIES = (
         },
         runner="mergescope.studies.digits:run_preset",
     ),
-)
+    _of_family(
+        "addition", "Do task vectors add up?",
+        "One model, the base plus all task vectors, keeps most of the accuracy of the single-task models; more of it "
+        "after attention-only fine-tuning than after full or linearised.", "TA; ATTN Table 1; CTL 5", "search",
+    ),
+    _of_family(
+        "negation", "Can a task be forgotten, and nothing else?",
+        "Subtracting a task vector lowers the accuracy on its task far below the base's, at 95 % of the accuracy on "
+        "the others.", "TA; ATTN, negation; CTL 5", "search", "--negate",
+    ),
+    _of_family(
+        "methods", "Which merge method is best here?",
+        "Average, task arithmetic, TIES, DARE, TSV and Iso-C in one protocol, as they are and tuned.",
+        "the methods' papers", "search", "--methods", "usual",
+    ),
+    _of_family(
+        "coefficients", "Is one coefficient a task better than one for all?",
+        "A surrogate of the outputs finds coefficients from few passes; the grid and random search are next to it.",
+        "equations.md 5: outputs are nearly polynomial in coefficients", "search", "--coefficients", "--random",
+    ),
+    _of_family(
+        "averaging", "Do averaged weights do what the ensemble does?",
+        "Over subsets of three models, accuracy of averaged weights and of averaged logits go together; features of "
+        "the average are nearly the average of features (Eq. 1).", "CTL 4.2, Fig. 4", "soup", "--size", "3",
+    ),
+    _of_family(
+        "disentanglement", "Do tasks get in each other's way?",
+        "The weight disentanglement error is small around the base, and smaller for regimes that add up better.",
+        "TANGENT; ATTN Fig. 3", "disentangle", "--preset", "attn", quick=("--points", "9"),
+    ),
+    _of_family(
+        "stitched-addition", "Does the base understand averaged features?",
+        "The base's rest, run on the average of two models' features, keeps accuracy on both tasks.",
+        "CTL Fig. 9", "stitch",
+    ),
+    _of_family(
+        "stitched-negation", "Does the base understand subtracted features?",
+        "The base's rest, run on twice its features less a model's, forgets as subtracted weights do.",
+        "CTL Fig. 10", "stitch", "--negate", quick=("--lambdas", "0", "0.25", "0.5", "0.75", "1"),
+    ),
+    _of_family(
+        "geometry", "Which regimes make task vectors orthogonal?",
+        "Cosines between tasks are small, and smaller after attention-only fine-tuning.",
+        "ATTN Fig. 5", "geometry", "--by-regime",
+    ),
+)  # fmt: skip
 
 
 def find_study(name: str) -> Study:
