@@ -116,6 +116,32 @@ def test_methods_are_compared(full):
     assert table[0].split()[-4:] == ["needs", "merge", "s", "passes"] and len(table) == 6
 
 
+def test_what_was_found_is_a_recipe(family, full, tmp_path):
+    shown = run(*full, "--out", tmp_path / "addition")
+    recipe = tmp_path / "addition" / "recipe.yml"
+    assert f"Next: mergescope merge {recipe} OUT" in shown
+    merged = CliRunner().invoke(app, ["merge", str(recipe), str(tmp_path / "merged")], catch_exceptions=False)
+    assert merged.exit_code == 0, merged.output
+    lam = yaml.safe_load(recipe.read_text())["models"][0]["parameters"]["weight"]
+    evaluate = ["evaluate", "--family", family, "--regime", "full", "--json", "--points"]
+    points = [f"merged={tmp_path / 'merged'}", f"same=base + {lam} * sum"]
+    found = json.loads(CliRunner().invoke(app, [*map(str, evaluate), *points]).stdout)
+    losses = {
+        name: [row["mean"] for row in by(found, points=name, measure="loss")] for name in ("merged", "same")
+    }
+    assert losses["merged"] == pytest.approx(losses["same"], rel=1e-5)
+    run(*full[:-1], "--coefficients", "--objective", "loss", "--out", tmp_path / "own")
+    assert len(yaml.safe_load((tmp_path / "own" / "recipe.yml").read_text())["models"]) == 2
+    for name, more in (
+        ("negated", ["--negate"]),
+        ("layered", ["--coefficients", "--groups", "2", "--objective", "loss"]),
+    ):
+        run(*full[:-1], *more, "--out", tmp_path / name)
+        assert not (tmp_path / name / "recipe.yml").exists()
+    run("--family", family, "--regime", "linearized", *GRID, "--out", tmp_path / "linear")
+    assert not (tmp_path / "linear" / "recipe.yml").exists()  # it would be run in another network
+
+
 @pytest.mark.parametrize("regime", ["full", "linearized"])
 def test_coefficients_are_searched(family, regime, tmp_path):
     usual = ["--family", family, "--regime", regime, *GRID[:-1], "--coefficients", "--objective", "loss"]

@@ -69,7 +69,7 @@ def search(
     from mergescope.protocols.measure import Settings
     from mergescope.protocols.tuning import ArithmeticSettings
     from mergescope.reports import build_report
-    from mergescope.studies.arithmetic import SEARCH, to_dict, write_result
+    from mergescope.studies.arithmetic import SEARCH, to_dict, write_recipe, write_result
     from mergescope.studies.given import DataOptions
     from mergescope.studies.protocol_runs import open_models, open_parts, running
     from mergescope.studies.rundir import open_run
@@ -115,6 +115,7 @@ def search(
         result = _found(parts, settings, coefficients, negate, ways)
         if run is not None:
             write_result(run, SEARCH, result, parts, settings)
+            recipe = write_recipe(run, result, opened)
             report = build_report(run.path)
     if as_json:
         print_json(to_dict(result, opened.regime))
@@ -122,6 +123,8 @@ def search(
     typer.echo(str(result))
     if run is not None:
         typer.echo(f"Report: {report}")
+        if recipe is not None:
+            typer.echo(f"Next: mergescope merge {recipe} OUT")
 
 
 def _found(parts: Any, settings: Any, coefficients: bool, negate: bool, ways: list[Way] | None) -> Any:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from mergescope.merging.findings import plain
+from mergescope.protocols.arithmetic import Addition
+from mergescope.protocols.coefficients import CoefficientSearch
 from mergescope.protocols.scores import ModelScores, score_table, scores_of
 from mergescope.protocols.tuning import ArithmeticSettings
+from mergescope.studies.given import split_name
 from mergescope.studies.protocol_runs import Opened, write_protocol_run
 from mergescope.studies.rundir import Row, RunDirectory
 from mergescope.studies.search_plans import models_of
 from mergescope.weights import Point
+from mergescope.weights.files import atomic_file
 
 EVALUATE, SEARCH, SOUP = "evaluate", "search", "soup"
 """What ``run.yaml`` calls them."""
@@ -142,6 +147,48 @@ def write_result(
         "says": str(result),
     }
     write_protocol_run(run, study, rows(result, regime), parts, settings, about)
+
+
+def write_recipe(run: RunDirectory, result: Any, opened: Opened) -> Path | None:
+    """Write the merge recipe of what a search found, for ``mergescope merge``.
+
+    Args:
+        run: the run directory.
+        result: of a search.
+        opened: the models.
+
+    Returns:
+        ``recipe.yml``; None where no recipe says it: other results than coefficients of whole task vectors,
+        coefficients of the linearised network, models whose heads differ.
+    """
+    import yaml
+
+    path = run.path / "recipe.yml"
+    path.unlink(missing_ok=True)  # of an earlier search
+    if isinstance(result, Addition):
+        weights = dict.fromkeys(opened.models, result.lam)
+    elif isinstance(result, CoefficientSearch) and len({group for _, group in result.coefficients}) == 1:
+        weights = {task: value for (task, _), value in result.coefficients.items()}
+    else:
+        return None
+    options = opened.given.options
+    specs = [
+        {key: tuple(spec.shape) for key, spec in source.spec.items()}
+        for source in opened.given.sources.values()
+    ]
+    if result.linearized or options.base is None or any(spec != specs[0] for spec in specs):
+        return None
+    places = dict(zip(opened.models, (split_name(text)[1] for text in options.models), strict=True))
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": options.base,
+        "models": [
+            {"model": places[task], "parameters": {"weight": weight}} for task, weight in weights.items()
+        ],
+    }
+    with atomic_file(path) as temporary:
+        temporary.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    return path
 
 
 def to_dict(result: Result, regime: str) -> dict[str, Any]:

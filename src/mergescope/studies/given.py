@@ -290,7 +290,7 @@ def _require_linearisable(references: Sequence[str], options: Options) -> None:
     require_executor(options.settings.executor)
     if options.base is None:
         raise MergescopeError("The linearised model is linearised around the base. Give a base: --base.")
-    packed = [reference for reference in references if find_gguf(_named(reference)[1]) is not None]
+    packed = [reference for reference in references if find_gguf(split_name(reference)[1]) is not None]
     if packed:
         raise MergescopeError(
             f"{', '.join(packed)}: the weights of a GGUF file are rounded so much that its task vector is mostly "
@@ -302,7 +302,7 @@ def _open(references: Sequence[str]) -> tuple[list[Any], list[str]]:
     from mergescope.merging.check import open_distinct
     from mergescope.weights.references import open_model
 
-    given = [(name, _dequantised(reference)) for name, reference in map(_named, references)]
+    given = [(name, _dequantised(reference)) for name, reference in map(split_name, references)]
     opened = open_distinct([reference for _, reference in given])
     for (name, _), model in zip(given, opened, strict=True):
         model.name = name or model.name
@@ -331,8 +331,19 @@ def _dequantised(reference: str) -> str:
     return reference if path is None else str(dequantise(path))
 
 
-def _named(text: str) -> tuple[str, str]:
-    # "NAME=path", for directories that are all called "model".
+def split_name(text: str) -> tuple[str, str]:
+    """Take ``NAME=path`` apart, which tells directories that are all called "model" from one another.
+
+    Args:
+        text: a reference with or without a name.
+
+    Returns:
+        The name, or "", and the reference.
+
+    Example:
+        >>> split_name("spam=runs/a/model"), split_name("org/model")
+        (('spam', 'runs/a/model'), ('', 'org/model'))
+    """
     name, equals, reference = text.partition("=")
     plain = equals and name and reference and not {"/", os.sep} & set(name) and not Path(text).exists()
     return (name, reference) if plain else ("", text)
