@@ -180,7 +180,7 @@ def test_coefficients_need_no_labels(tmp_path):
     for objective in ("agreement", "entropy"):
         found = told(*usual, "--objective", objective)
         assert {row["measure"] for row in by(found, points="grid")} == {
-            f"validation {objective}", "evaluated points", "coefficient",
+            f"validation {objective}", "evaluated points", "coefficient", "at_end",
         }  # fmt: skip
     with pytest.raises(DataError):  # one file has no validation split, which labelled searches want
         told(*usual)

@@ -41,6 +41,9 @@ def test_the_coefficient_is_that_of_the_best_validation_accuracy():
     at_one = found.test[3]
     assert at_one.accuracy["a"].mean == pytest.approx(5 / 9) and at_one.normalised.mean == 1
     assert found.binds == "the grid's end does not bind"
+    own = {row["data"]: row["mean"] for row in found.rows()
+           if row["points"] == "single-task models" and row["measure"] == "validation accuracy"}  # fmt: skip
+    assert own == dict(found.search.single)
     assert "lambda = 0.5, chosen on validation" in str(found) and "single-task models" in str(found)
 
 
@@ -218,6 +221,12 @@ def test_without_control_data_the_other_tasks_are_it():
     assert (base_said.mean_target.mean, base_said.mean_control.mean) == (1, 1)
     assert (tuned.target["a"].mean, tuned.control["a"].mean, tuned.lam["a"]) == (0.5, 1, 0.9)
     assert one.lam == {"a": 1.0, "b": 1.0} and tuned.mean_target.n == 4
+    means = {(row["points"], row["measure"]): row["mean"] for row in found.rows() if row["data"] == "a ∪ b"}
+    assert means == {
+        (said.name, f"mean {what} accuracy"): getattr(said, f"mean_{what}").mean
+        for said in found.test
+        for what in ("target", "control")
+    }
     alone = {"a": models["a"]}
     with pytest.raises(MergescopeError, match="Negating the only task needs control data"):
         task_negation(base, alone, {"a": data["a"]})

@@ -317,3 +317,9 @@ def test_the_result_prints_and_gives_rows():
         "correlation",
         "mean error",
     }
+    flags = {
+        row["measure"]: (row["points"], row["mean"])
+        for row in rows
+        if row["measure"] in ("at_end", "trusted")
+    }
+    assert flags == {"at_end": ("grid", result.grid.at_end), "trusted": ("surrogate", result.fit.trusted)}

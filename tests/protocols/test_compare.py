@@ -182,6 +182,9 @@ def test_a_grids_end_is_marked():
     base, models = planted.family()
     found = compare_methods(base, models, rising, test, [Way("task_arithmetic")], QUICK)
     assert found.methods[1].at_end and "at the grid's end" in str(found)
+    said = {row["measure"]: row for row in found.rows() if row["measure"] in ("at_end", "evaluated points")}
+    assert said["at_end"]["mean"] == 1 and said["at_end"]["points"] == found.methods[1].scores.name
+    assert said["evaluated points"]["mean"] == found.methods[1].points
     more = ArithmeticSettings(TENTHS, limit=2.0, progress=False)
     found = compare_methods(base, models, rising, test, [Way("task_arithmetic")], more)
     assert not found.methods[1].at_end and found.methods[1].scores.parameter == 1.5

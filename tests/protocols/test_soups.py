@@ -219,6 +219,10 @@ def test_results_print_and_give_rows():
         "cos",
         "weights less logits",
     }
+    single = {row["points"]: row["mean"] for row in rows if row["measure"] == "accuracy of a single model"}
+    assert single == dict(found.singles)
+    own = [row["mean"] for row in rows if row["measure"] == "mean accuracy of the single models"]
+    assert own == [line.single for line in found.subsets]
     made = soups(models, data, data, settings=QUIET)
     assert "Greedy: +" in str(made) and len(made.rows()) == 2 * 4 + 2 * 4
 

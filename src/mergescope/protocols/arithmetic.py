@@ -82,6 +82,8 @@ class Addition:
                 "mean": score,
             }
             found.append({**line, **every})
+        single = {"kind": "lambda-search", "points": "single-task models", "measure": "validation accuracy"}
+        found += [{**single, "data": task, "mean": value} for task, value in self.search.single.items()]
         return found + [row for scores in self.test for row in scores.rows("addition")]
 
     def __str__(self) -> str:

@@ -171,12 +171,17 @@ class Comparison:
         """The result as lines of a results table.
 
         Returns:
-            Fields of [`Row`][mergescope.studies.rundir.Row]; ``seconds`` are those of one merge.
+            Fields of [`Row`][mergescope.studies.rundir.Row]; ``seconds`` are those of one merge, ``forward_passes``
+            those of the choice of the coefficient. Of tuned methods also ``evaluated points`` and ``at_end``.
         """
         found = [row for scores in self.references for row in scores.rows("merging")]
         for line in self.methods:
             cost = {"seconds": line.merge_seconds, "forward_passes": line.forward_passes}
             found += [{**row, **cost} for row in line.scores.rows("merging")]
+            if line.needs != NONE:
+                same = {name: found[-1][name] for name in ("kind", "points", "data", "parameter")}
+                for measure, value in (("evaluated points", line.points), ("at_end", line.at_end)):
+                    found.append({**same, **cost, "measure": measure, "mean": float(value)})
         return found
 
     def __str__(self) -> str:

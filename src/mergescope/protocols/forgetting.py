@@ -114,6 +114,9 @@ class Negation:
                     }
                     for task, summary in summaries.items()
                 ]  # fmt: skip
+            every = {"kind": "negation", "points": said.name, "data": " ∪ ".join(said.target)}
+            for measure, summary in (("target", said.mean_target), ("control", said.mean_control)):
+                found.append({**every, "measure": f"mean {measure} accuracy", **as_fields(summary)})
         return found
 
     def __str__(self) -> str:

@@ -211,6 +211,10 @@ class Subsets:
             for line in self.subsets
             for what, found in (("weights", line.soup), ("logits", line.ensemble))
         ]
+        single = {**common, "parameter": 1.0, "measure": "accuracy of a single model"}
+        out += [{**single, "points": name, "mean": value} for name, value in self.singles.items()]
+        members = {**common, "measure": "mean accuracy of the single models"}
+        out += [{**members, "points": " + ".join(line.members), "mean": line.single} for line in self.subsets]
         every = {**common, "points": f"{len(self.subsets)} subsets"}
         out += [
             {

@@ -42,7 +42,10 @@ def error_maps(grids: Sequence[ErrorGrid]) -> Figure:
     with styled():
         from matplotlib.colors import Normalize
 
-        figure = new_figure(width, 0.9 + lines * (0.55 + 0.85 * (width - 1.2) / columns))
+        figure = new_figure(WIDTH, 0.9 + lines * (0.55 + 0.85 * (width - 1.2) / columns))
+        # One map is not stretched over the whole width: letters are as large as in other figures.
+        engine: Any = figure.get_layout_engine()
+        engine.set(rect=((1 - width / WIDTH) / 2, 0, width / WIDTH, 1))
         axes = figure.subplots(lines, columns, squeeze=False)
         image: Any = None
         for place, panel in enumerate(axes.flat):
@@ -101,15 +104,3 @@ def _outlined() -> list[Any]:
     from matplotlib.patheffects import Normal, Stroke
 
     return [Stroke(linewidth=2.4, foreground=INK), Normal()]
-
-
-def disentanglement_figures(grids: Sequence[ErrorGrid]) -> dict[str, Figure]:
-    """All figures.
-
-    Args:
-        grids: of pairs.
-
-    Returns:
-        File name without suffix to figure.
-    """
-    return {"disentanglement": error_maps(grids)}

@@ -142,7 +142,8 @@ class CoefficientSearch:
 
         Returns:
             Fields of [`Row`][mergescope.studies.rundir.Row]: for each method the validation and test figures, the
-            points it took and its coefficients (``parameter``: 1 for what was kept); the surrogate's error; the gain.
+            points it took and its coefficients (``parameter``: 1 for what was kept); whether the grid's answer is at
+            its end; whether the surrogate is trusted, and its error; the gain.
         """
         common = {"kind": KIND, "data": " ∪ ".join(dict.fromkeys(task for task, _ in self.coefficients))}
         out: list[dict[str, Any]] = []
@@ -157,7 +158,9 @@ class CoefficientSearch:
                 {**line, "data": task, "layer": group, "measure": "coefficient", "mean": value}
                 for (task, group), value in found.coefficients.items()
             ]
+        out.append({**common, "points": "grid", "measure": "at_end", "mean": float(self.grid.at_end)})
         surrogate = {**common, "points": "surrogate"}
+        out.append({**surrogate, "measure": "trusted", "mean": float(self.fit.trusted)})
         if math.isfinite(self.fit.correlation):
             out.append({
                 **surrogate,
