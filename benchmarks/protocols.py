@@ -138,7 +138,7 @@ def stored(run: Run, work: Path) -> dict[str, Any]:
     rows = [{name: getattr(row, name) for name in keep} for row in read_rows(folder / RESULTS)]
     rows = [{name: value for name, value in row.items() if value == value and value != ""} for row in rows]
     return {
-        "command": "mergescope " + " ".join(run.command), "cost": provenance["cost"], "notes": provenance["notes"],
+        "command": " ".join(["mergescope", run.command[0], "--family", *run.command[1:]]), "cost": provenance["cost"], "notes": provenance["notes"],
         "says": provenance["says"], "rows": rows,
     }  # fmt: skip
 

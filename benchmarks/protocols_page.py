@@ -53,10 +53,13 @@ def page(found: dict[str, Any], runs: Path, out: Path) -> str:
     """
     out.mkdir(parents=True, exist_ok=True)
     pictures = _Pictures(runs, out)
-    parts = [
+    parts: list[str] = [
         HEAD, _addition(found), _disentanglement(found, pictures), _geometry(found), _negation(found),
         _methods(found), _coefficients(found), _stitching(found, pictures), _others(found),
     ]  # fmt: skip
+    claims = [line for part in parts for line in part.splitlines() if line.startswith("- *")]
+    parts.insert(1, "\n".join(["## In short\n", "All on the ViT; each claim is in its section with what belongs to it.\n",
+                               *claims]))  # fmt: skip
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
@@ -343,12 +346,12 @@ def _stitching(found: dict[str, Any], pictures: _Pictures) -> str:
         "",
         pictures(
             "stitch-addition-full-0",
-            "stitching-layers",
+            "stitching-mean",
             "Stitched addition after every block, full fine-tuning",
         ),
         pictures(
             "stitch-negation-full-0",
-            "stitching-layers",
+            "stitching-mean",
             "Stitched negation after every block, full fine-tuning",
         ),
     ]
