@@ -137,9 +137,10 @@ def stored(run: Run, work: Path) -> dict[str, Any]:
     keep = ("kind", "points", "parameter", "data", "layer", "measure", "mean", "low", "high", "n")
     rows = [{name: getattr(row, name) for name in keep} for row in read_rows(folder / RESULTS)]
     rows = [{name: value for name, value in row.items() if value == value and value != ""} for row in rows]
+    word, *rest = run.command
     return {
-        "command": " ".join(["mergescope", run.command[0], "--family", *run.command[1:]]), "cost": provenance["cost"], "notes": provenance["notes"],
-        "says": provenance["says"], "rows": rows,
+        "command": " ".join(["mergescope", word, "--family", *rest]), "cost": provenance["cost"],
+        "notes": provenance["notes"], "says": provenance["says"], "rows": rows,
     }  # fmt: skip
 
 

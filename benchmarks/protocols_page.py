@@ -58,8 +58,12 @@ def page(found: dict[str, Any], runs: Path, out: Path) -> str:
         _methods(found), _coefficients(found), _stitching(found, pictures), _others(found),
     ]  # fmt: skip
     claims = [line for part in parts for line in part.splitlines() if line.startswith("- *")]
-    parts.insert(1, "\n".join(["## In short\n", "All on the ViT; each claim is in its section with what belongs to it.\n",
-                               *claims]))  # fmt: skip
+    short = [
+        "## In short\n",
+        "All on the ViT; each claim is in its section with what belongs to it.\n",
+        *claims,
+    ]
+    parts.insert(1, "\n".join(short))
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
