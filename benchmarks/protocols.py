@@ -127,7 +127,7 @@ def geometry(work: Path) -> dict[str, Any]:
 
 
 def stored(run: Run, work: Path) -> dict[str, Any]:
-    """What is kept of a run: rows without the samples' spread, notes, cost."""
+    """What is kept of a run: rows without losses and the samples' spread, notes, cost."""
     import yaml
 
     from mergescope.studies.rundir import RESULTS, read_rows
@@ -135,13 +135,18 @@ def stored(run: Run, work: Path) -> dict[str, Any]:
     folder = work / "runs" / run.name
     provenance = yaml.safe_load((folder / "run.yaml").read_text())["provenance"]
     keep = ("kind", "points", "parameter", "data", "layer", "measure", "mean", "low", "high", "n")
-    rows = [{name: getattr(row, name) for name in keep} for row in read_rows(folder / RESULTS)]
+    table = [row for row in read_rows(folder / RESULTS) if row.measure != "loss"]
+    rows = [{name: _rounded(getattr(row, name)) for name in keep} for row in table]
     rows = [{name: value for name, value in row.items() if value == value and value != ""} for row in rows]
     word, *rest = run.command
     return {
         "command": " ".join(["mergescope", word, "--family", *rest]), "cost": provenance["cost"],
-        "notes": provenance["notes"], "says": provenance["says"], "rows": rows,
+        "notes": provenance["notes"], "rows": rows,
     }  # fmt: skip
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 5) if isinstance(value, float) else value
 
 
 def main() -> None:
@@ -158,7 +163,8 @@ def main() -> None:
         list(pool.map(lambda run: make(run, work), runs))
     found = {run.name: stored(run, work) for run in runs}
     found["geometry"] = geometry(work)
-    PAGE.with_suffix(".json").write_text(json.dumps(found, indent=0) + "\n")
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(kept)}" for name, kept in found.items())
+    PAGE.with_suffix(".json").write_text(f"{{\n{lines}\n}}\n")
     PAGE.with_suffix(".md").write_text(page(found, work / "runs", PAGE))
 
 
