@@ -18,6 +18,7 @@ from mergescope.cli import (
     layers,
     measure,
     merge,
+    predict,
     report,
     search,
     soup,
@@ -45,6 +46,7 @@ app.command("search", cls=many_values(*search.VARIADIC))(search.search)
 app.command("soup", cls=many_values(*soup.VARIADIC))(soup.soup)
 app.command("disentangle", cls=many_values(*disentangle.VARIADIC))(disentangle.disentangle)
 app.command("stitch", cls=many_values(*stitch.VARIADIC))(stitch.stitch)
+app.command("predict", cls=many_values(*predict.VARIADIC))(predict.predict)
 app.command("layers")(layers.layers)
 app.command("merge", cls=many_values("--parameter"))(merge.merge)
 app.command("report")(report.report)
