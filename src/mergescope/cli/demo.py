@@ -32,7 +32,7 @@ def demo(
     """
     preset = _preset(quick, full)
     if dry_run:
-        describe_plan("digits", preset, data, tasks)
+        describe_plan("digits", preset, None, data, tasks)
         return
     run_study("digits", preset, out, data, tasks, workers)
 

@@ -52,7 +52,9 @@ def run(
     preset: Annotated[str, typer.Option(help="See 'mergescope study show NAME'.")] = "default",
     out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME-PRESET).")] = None,
     data: Annotated[str, typer.Option(help="'embedded', a hub id or a directory.")] = "embedded",
-    tasks: Annotated[str, typer.Option(help="'rotations' or 'class-pairs'.")] = "rotations",
+    tasks: Annotated[
+        str, typer.Option(help="'rotations' or 'class-pairs', of the study digits.")
+    ] = "rotations",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one a core).")] = None,
     family: Annotated[str | None, typer.Option(help=FAMILY + " For studies of families.")] = None,
     regime: Annotated[str | None, typer.Option(help=REGIME)] = None,
@@ -75,8 +77,10 @@ def run(
                              "--workers out.")  # fmt: skip
         _run_command(study, preset, out, family, regime, dry_run)
         return
+    if "tasks" not in study.takes and tasks != "rotations":
+        raise StudyError(f"The study {name} has its own tasks: leave --tasks out.")
     if dry_run:
-        describe_plan(name, preset, data, tasks)
+        describe_plan(name, preset, out, data, tasks)
         return
     run_study(name, preset, out, data, tasks, workers)
 
@@ -121,25 +125,28 @@ def run_study(name: str, preset: str, out: Path | None, data: str, tasks: str, w
     study = _checked(name, preset, tasks)
     started = time.perf_counter()
     directory = out or default_directory(name, preset)
-    study.load()(preset, directory, data=data, tasks=tasks, workers=workers)
+    given = {"data": data, "tasks": tasks, "workers": workers}
+    study.load()(preset, directory, **{option: given[option] for option in study.takes})
     from mergescope.cli.report import show_report
 
     show_report(directory)
     typer.echo(f"{time.perf_counter() - started:.0f} s")
 
 
-def describe_plan(name: str, preset: str, data: str, tasks: str) -> None:
+def describe_plan(name: str, preset: str, out: Path | None, data: str, tasks: str) -> None:
     """Print what a study would do, without doing it.
 
     Args:
         name: the study.
         preset: its preset.
+        out: run directory, or None for the default one.
         data: data source.
         tasks: which tasks.
     """
     study = _checked(name, preset, tasks)
-    from mergescope.studies.digits import plan_lines
-
-    typer.echo(f"{study.name} ({preset}, {study.presets[preset]}), {tasks} of {data} digits:")
-    for line in plan_lines(preset, data, tasks):
+    what = f"{tasks} of {data} digits" if "tasks" in study.takes else f"data {data}"
+    typer.echo(f"{study.name} ({preset}, {study.presets[preset]}), {what}:")
+    given = {"data": data, "tasks": tasks}
+    options = {option: given[option] for option in study.takes if option in given}
+    for line in study.load("planner")(preset, out or default_directory(name, preset), **options):
         typer.echo(f"  {line}")

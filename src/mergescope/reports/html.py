@@ -52,9 +52,23 @@ def _protocol(path: Path, about: Mapping[str, Any]) -> Parts:
     return protocol_page(path, about)
 
 
+def _sweep(path: Path, about: Mapping[str, Any]) -> Parts:
+    from mergescope.reports.sweep_page import sweep_page
+
+    return sweep_page(path, about)
+
+
+def _mergeability(path: Path, about: Mapping[str, Any]) -> Parts:
+    from mergescope.reports.mergeability_page import mergeability_page
+
+    return mergeability_page(path, about)
+
+
 MAKERS: dict[str, Callable[[Path, Mapping[str, Any]], Parts]] = {
     "digits": _study,
     "measure": _measurement,
+    "mergeability": _mergeability,
+    **dict.fromkeys(("root-causes", "theorem-5.1"), _sweep),
     **dict.fromkeys(("evaluate", "search", "soup", "disentangle", "stitch"), _protocol),
 }
 """What ``run.yaml`` calls the study, to what makes its report."""

@@ -141,17 +141,19 @@ def run_preset(
     return run_digits(_resolved(preset_name, data, tasks), path, preset_name, workers)
 
 
-def plan_lines(preset_name: str, data: str, tasks: str) -> list[str]:
+def plan_lines(preset_name: str, path: str | Path, *, data: str, tasks: str) -> list[str]:
     """What a run would do, in words.
 
     Args:
         preset_name: ``"quick"``, ``"default"`` or ``"full"``.
+        path: the run directory.
         data: ``"embedded"``, a hub id or a directory.
         tasks: ``"rotations"`` or ``"class-pairs"``.
 
     Returns:
         One line a step.
     """
+    del path  # the plan is of a whole run
     config = _resolved(preset_name, data, tasks)
     pretraining, tuned = tasks_of(data, tasks)
     settings = config.settings

@@ -22,8 +22,10 @@ class Study:
         setting: models, data, training.
         source: paper, section, figures.
         presets: preset name to its cost in words.
-        runner: ``module:function`` taking (preset, run directory, options) and returning a path; empty if a command
-            runs it.
+        runner: ``module:function`` taking (preset, run directory, what it ``takes``) and returning a run directory;
+            empty if a command runs it.
+        planner: ``module:function`` taking (preset, run directory, data, tasks) and returning lines of words.
+        takes: options of ``study run`` that the runner takes.
         command: words of the command that runs it on a family.
         options: preset name to the command's further options.
     """
@@ -35,16 +37,21 @@ class Study:
     source: str
     presets: dict[str, str]
     runner: str = ""
+    planner: str = ""
+    takes: tuple[str, ...] = ("data", "workers")
     command: tuple[str, ...] = ()
     options: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def load(self) -> Callable[..., Any]:
-        """Import the function that runs the study.
+    def load(self, what: str = "runner") -> Callable[..., Any]:
+        """Import the function that runs the study, or that tells what it would do.
+
+        Args:
+            what: ``runner`` or ``planner``.
 
         Returns:
             The function.
         """
-        module, _, function = self.runner.partition(":")
+        module, _, function = getattr(self, what).partition(":")
         return getattr(import_module(module), function)
 
 
@@ -91,6 +98,37 @@ STUDIES = (
             "full": "long training, all test digits",
         },
         runner="mergescope.studies.digits:run_preset",
+        planner="mergescope.studies.digits:plan_lines",
+        takes=("data", "tasks", "workers"),
+    ),
+    Study(
+        name="root-causes",
+        title="What makes features linear: training lengths and shared samples?",
+        claims=(
+            "Features of models that were fine-tuned from a longer pretraining, or on samples more like those of "
+            "pretraining, are more linear; the length of fine-tuning and what fine-tuning sets share matter less."
+        ),
+        setting=(
+            "Narrow ResNet-18 on parts of a data set's classes, pretrained on the first and fine-tuned on others; one "
+            "thing varies at a time, in three repetitions."
+        ),
+        source="CTL Figs 11 and 12",
+        presets={"quick": "seconds", "default": "about half an hour on 2 cores", "paper": "Split CIFAR-100, on a GPU"},
+        runner="mergescope.studies.sweeps.root_causes:run_preset",
+        planner="mergescope.studies.sweeps.root_causes:plan_lines",
+    ),
+    Study(
+        name="theorem-5.1",
+        title="Is the gap of the loss explained by curvature times squared distance?",
+        claims=(
+            "The gap is below a(1-a)/2 lambda_max |th_i - th_j|^2, grows with it, and is explained better by the exact "
+            "second-order term that the bound replaces."
+        ),
+        setting="ResNet-20 on one data set, several pretrained checkpoints, pairs fine-tuned with different settings.",
+        source="CTL Theorem 5.1 and C.2",
+        presets={"quick": "seconds", "default": "about 20 minutes on 2 cores", "paper": "all of CIFAR-10, on a GPU"},
+        runner="mergescope.studies.sweeps.theorem:run_preset",
+        planner="mergescope.studies.sweeps.theorem:plan_lines",
     ),
     _of_family(
         "addition", "Do task vectors add up?",

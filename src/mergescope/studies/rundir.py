@@ -159,6 +159,34 @@ def read_rows(path: Path) -> list[Row]:
     return [Row(**{name: line[name] for name in names}) for line in table]
 
 
+def checkpoint_path(run: Path, name: str, key: str) -> Path:
+    """Where a run keeps a checkpoint, without making anything.
+
+    Args:
+        run: the run directory.
+        name: readable name.
+        key: digest of what makes it.
+
+    Returns:
+        A directory; it exists only if it is complete.
+    """
+    return run / "checkpoints" / f"{name}-{key}"
+
+
+def measures_path(run: Path, name: str, key: str) -> Path:
+    """Where a run keeps partial results, without making anything.
+
+    Args:
+        run: the run directory.
+        name: readable name.
+        key: digest of what makes them.
+
+    Returns:
+        Path stem.
+    """
+    return run / "measures" / f"{name}-{key}"
+
+
 class RunDirectory:
     """Where a study keeps what it made: ``run.yaml``, ``checkpoints/``, ``measures/``, results.
 
@@ -207,7 +235,7 @@ class RunDirectory:
         Returns:
             A directory; it exists only if it is complete.
         """
-        return self.path / "checkpoints" / f"{name}-{key}"
+        return checkpoint_path(self.path, name, key)
 
     def measures(self, name: str, key: str) -> Path:
         """Where partial results are, or will be.
@@ -219,7 +247,7 @@ class RunDirectory:
         Returns:
             Path stem of ``.rows.parquet`` and ``.samples.parquet``.
         """
-        return self.path / "measures" / f"{name}-{key}"
+        return measures_path(self.path, name, key)
 
     def write_run(
         self, study: str, preset: str, config: Mapping[str, Any], provenance: Mapping[str, Any]
