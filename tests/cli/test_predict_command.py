@@ -10,7 +10,8 @@ from mergescope.cli import app
 from mergescope.errors import MergescopeError, StudyError
 from mergescope.studies.family_file import read_family_config
 from mergescope.studies.family_run import plan_family
-from mergescope.studies.rundir import RESULTS, RunDirectory, read_rows
+from mergescope.studies.predicted import SURFACES
+from mergescope.studies.rundir import RESULTS, RunDirectory, read_rows, read_table
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_a_family_is_predicted_and_kept(tmp_path, usual):
         assert said in result.stdout
     table = read_rows(out / RESULTS)
     assert {row.kind for row in table} == {
-        "interaction", "prediction", "predicted", "measured",
+        "interaction", "prediction", "predicted", "measured", "surface",
         *(f"{how}-{kind}" for how in ("predicted", "measured") for kind in ("ctl", "eq2", "eq3")),
     }  # fmt: skip
     assert {row.regime for row in table} == {"full"}
@@ -56,6 +57,9 @@ def test_a_family_is_predicted_and_kept(tmp_path, usual):
         assert gaps["predicted-ctl", layer] == pytest.approx(gaps["measured-ctl", layer], rel=0.3)
         assert figures["r2", layer] > 0.98 and figures["takes over", layer] > 2
     assert figures["slope", min(layers)] == pytest.approx(1, abs=0.05)
+    cells = read_table(out / SURFACES)
+    assert len(cells) == 21 * 21 + 10 and {cell["pair"] for cell in cells} == {"left + right"}
+    assert (out / "report.html").is_file() and (out / "figures" / "surfaces.png").is_file()
     record = RunDirectory(out).read_run()
     assert record["study"] == "predict" and record["config"]["settings"]["measured"] is True
     assert set(record["provenance"]["test"]["models"]) == {"base", "left", "right"}
@@ -83,6 +87,8 @@ def test_json_and_plan_agree_with_what_is_done(usual, more):
         ("ctl", "left + right"), ("eq2", "left + right"), ("eq3", "left"), ("eq3", "right"),
     ]  # fmt: skip
     assert len(found["outcomes"]) == 21 and 0 <= found["best"] <= 1
+    (square,) = found["surfaces"]
+    assert square["tasks"] == ["left", "right"] and len(square["normalised"]) == 21
     compared = "--measure" in more
     assert bool(found["agreement"]) == compared
     for test in found["tests"]:
@@ -102,6 +108,8 @@ def test_options_reach_the_prediction(usual):
     layers = [layer["layer"] for layer in found["tests"][0]["layers"]]
     assert len(layers) == 2 and layers[0].endswith("layer.1") and layers[1] == "output"
     assert found["samples"] == {"left": 4, "right": 4}
+    few = json.loads(run(*usual, "--measure", "--checked", 0.1, 0.9, "--limit", 4, "--json").stdout)
+    assert [it["coefficient"] for it in few["outcomes"] if it["measured"]] == [0.1, 0.9]
     text = run(*usual, "--dry-run").stdout
     assert "1 pairs; 18 second derivatives of a batch; 1 models are run as well" in text
 

@@ -28,6 +28,14 @@ def test_the_eigenvalues_of_a_quadratic_are_exact(end):
     assert found.values[0] == pytest.approx({"largest": 7, "smallest": -9, "magnitude": -9}[end], rel=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_number_in_the_bulk_of_a_spectrum_is_not_taken_for_its_end(seed):
+    # The residual of anything near zero is small next to a far end at the other side.
+    spectrum = np.concatenate([[20.0, -500.0], np.random.default_rng(seed).normal(0, 0.01, 3000)])
+    found = lanczos(lambda v: spectrum * v, len(spectrum), tolerance=0.01, seed=seed)
+    assert found.converged and found.values[0] == pytest.approx(20, rel=1e-3)
+
+
 @pytest.mark.parametrize("factor", [1e-6, 3.0, -2.0])
 def test_scaling_a_matrix_scales_its_eigenvalues(factor):
     a = np.random.default_rng(1).standard_normal((40, 40))

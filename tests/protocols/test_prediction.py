@@ -106,6 +106,38 @@ def test_a_quadratic_network_is_predicted_exactly():
         torch.testing.assert_close(got.double(), net(x).detach(), rtol=1e-4, atol=1e-4)
 
 
+def test_a_surface_is_what_merged_models_score():
+    base, models, held = squares()
+    values = (-0.4, 0.0, 0.4, 0.5, 1.0)
+    found = predict(
+        base, models, held, dataclasses.replace(QUIET, layers="output", square=values, measured=True)
+    )
+    assert [it.tasks for it in found.surfaces] == [("a", "b"), ("a", "c"), ("b", "c")]
+    tau = {name: Point.of(model) - base for name, model in models.items()}
+    for it in found.surfaces:
+        points = [[base + a * tau[it.tasks[0]] + b * tau[it.tasks[1]] for b in values] for a in values]
+        flat = [point for line in points for point in line]
+        said = evaluate([*flat, *models.values()], held, progress=False)
+        shares = []
+        for place, task in enumerate(it.tasks):
+            true = np.array([[said[task].accuracy(point) for point in line] for line in points])
+            np.testing.assert_allclose(it.accuracy[place], true)
+            shares.append(true / said[task].accuracy(models[task]))
+        np.testing.assert_allclose(it.normalised, np.mean(shares, axis=0))
+        inside = it.normalised[1:, 1:]  # the search box is [0, 1]
+        assert it.worth.mean == pytest.approx(inside.max()) == it.best.normalised
+        assert it.normalised[tuple(values.index(value) for value in it.best.coefficients)] == inside.max()
+        spots = {spot.coefficients: spot for spot in it.measured}
+        assert {(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (0.4, 0.4)} <= spots.keys()
+        for at in ((1.0, 0.0), (0.5, 0.5), (0.4, 0.4)):
+            assert it.normalised[tuple(map(values.index, at))] == pytest.approx(spots[at].normalised)
+        assert sum(cell["measured"] for cell in it.cells()) == len(spots)
+        assert len(it.cells()) == len(values) ** 2 + len(spots)
+    assert predict(base, models, held, dataclasses.replace(QUIET, layers="output", square=())).surfaces == ()
+    with pytest.raises(MergescopeError, match="No coefficient of the square is in the search box"):
+        predict(base, models, held, dataclasses.replace(QUIET, square=(-1.0, 2.0)))
+
+
 class Cubes(nn.Module):
     def __init__(self):
         super().__init__()

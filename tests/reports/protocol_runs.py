@@ -12,8 +12,11 @@ from mergescope.protocols.arithmetic import task_addition
 from mergescope.protocols.coefficients import SearchSettings, search_coefficients
 from mergescope.protocols.compare import Way, compare_methods
 from mergescope.protocols.disentanglement import DisentanglementSettings, disentanglement
+from mergescope.protocols.family_curvature import FamilyCurvatureSettings, family_curvature
+from mergescope.protocols.family_theorems import TheoremsSettings, check_family
 from mergescope.protocols.forgetting import task_negation
 from mergescope.protocols.measure import HeldOut
+from mergescope.protocols.prediction import PredictionSettings, predict
 from mergescope.protocols.scores import scores_of
 from mergescope.protocols.soups import SoupSettings, soups, subsets
 from mergescope.protocols.stitching import StitchingSettings, stitch_addition, stitch_negation
@@ -23,6 +26,7 @@ from mergescope.reports.protocol_page import PAGES
 from mergescope.reports.protocol_view import Stored, load_stored
 from mergescope.studies.arithmetic import Evaluated
 from mergescope.studies.disentangled import GRIDS
+from mergescope.studies.predicted import SURFACES
 from mergescope.studies.rundir import RESULTS, Row, RunDirectory, write_rows, write_table
 
 NAMES = ("one", "a task with quite a long name", NASTY, "_hidden $x_0$", "five", "six", "seven", "eight")
@@ -85,6 +89,26 @@ def _stitched(protocol, lams):
     return found
 
 
+def _predicted(measured):
+    def found(base, models, validation, test):
+        settings = PredictionSettings(measured=measured, square=(0.0, 0.5, 1.0), progress=False)
+        return predict(base, models, test, settings), settings
+
+    return found
+
+
+def _curved(base, models, validation, test):
+    names = list(models)
+    pairs = tuple(zip(names, names[1:] + names[:1], strict=True))
+    settings = FamilyCurvatureSettings(pairs=pairs, tolerance=0.3, max_steps=9, progress=False)
+    return family_curvature(base, models, test, settings), settings
+
+
+def _checked(base, models, validation, test):
+    settings = TheoremsSettings(progress=False)
+    return check_family(base, models, test, settings), settings
+
+
 def _methods(*given):
     ways = [Way("linear"), Way("ties"), Way("task_arithmetic")]
     return compare_methods(*given, ways, LINE), LINE
@@ -102,6 +126,10 @@ KINDS = {
     "disentanglement": ("disentangle", _disentangled),
     "stitched addition": ("stitch", _stitched("addition", (0.2, 0.4))),
     "stitched negation": ("stitch", _stitched("negation", (0.0, 0.5))),
+    "prediction": ("predict", _predicted(False)),
+    "measured prediction": ("predict", _predicted(True)),
+    "curvature": ("curvature", _curved),
+    "theorems": ("theorems", _checked),
 }
 """What is run, to what ``run.yaml`` calls it and the run."""
 
@@ -117,6 +145,9 @@ def make_run(kind, path, count=3):
     if study == "disentangle":
         cells = [cell for grid in result.grids for cell in grid.cells()]
         write_table(path / GRIDS, {name: [cell[name] for cell in cells] for name in cells[0]})
+    if study == "predict":
+        cells = [cell for square in result.surfaces for cell in square.cells()]
+        write_table(path / SURFACES, {name: [cell[name] for cell in cells] for name in cells[0]})
     part = {
         "models": {name: {"from": f"somewhere/{name}"} for name in ("base", *models)},
         "data": {name: {"samples": 24, "fingerprint": "0" * 40} for name in models},

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 
 from mergescope.cli import app
 from mergescope.errors import StudyError
+from mergescope.protocols.theorem_result import REGRESSORS, RESPONSES
+from mergescope.readings import MEASURES, RELATIVE
 from mergescope.reports import build_report, summary_parts
 from mergescope.reports.protocol_words import TERMS
 from mergescope.studies.disentangled import GRIDS
@@ -31,6 +33,10 @@ DRAWN = {
     "disentanglement": {"disentanglement", "pairs"},
     "stitched addition": {"stitching-mean", "stitching-layers", "stitching-coefficients"},
     "stitched negation": {"stitching-mean", "stitching-layers", "stitching-coefficients"},
+    "prediction": {"layers", "interactions", "accuracy", "surfaces"},
+    "measured prediction": {"agreement", "layers", "third-order", "interactions", "accuracy", "surfaces"},
+    "curvature": {"eigenvalues", "bound", "along", "explained"},
+    "theorems": {"gaps", "barriers"},
 }
 
 SPARED = {"loss", "mean accuracy", "pearson", "spearman", "correlation", "confirmed gain"}
@@ -39,6 +45,21 @@ SPARED = {"loss", "mean accuracy", "pearson", "spearman", "correlation", "confir
 SPARED_BY = {
     "evaluation": {"normalised accuracy"},  # without models of the tasks' own
     "negation": {"feasible", "at_end", "control_binds"},  # these follow from the search
+    **dict.fromkeys(
+        ("prediction", "measured prediction"),
+        {*MEASURES, *RELATIVE, "accuracy", "interaction size", "gap error"} - {"gap"},
+    ),
+    "curvature": {
+        "products",
+        "|gap|",
+        *(
+            f"{what} of {response} on {name}"
+            for what in ("R^2", "slope")
+            for response in RESPONSES
+            for name in REGRESSORS
+        ),
+    },
+    "theorems": {"conclusion: effect of own", "conclusion: effect of others"},
 }
 
 

@@ -338,3 +338,45 @@ def test_the_page_of_the_theorem_shows_both_places(proved):
         "gaps-midpoint.svg",
         "gaps-base.svg",
     }
+
+
+# --- pages
+
+
+def test_published_pages_hold_claims_figures_and_no_paths(caused, proved, pictures, tmp_path):
+    from mergescope.reports.publish import publish
+
+    for run, name in ((caused, "root-causes"), (proved, "theorem-5.1")):
+        page = publish(run, tmp_path)
+        text = page.read_text()
+        assert page == tmp_path / f"{name}.md"
+        assert str(pictures) not in text and "--data pictures" in text
+        claims = [row for row in read_rows(run / RESULTS) if row.kind == "claim"]
+        said = json.loads((tmp_path / f"{name}.json").read_text())["claims"]
+        assert [(claim["says"], claim["verdict"]) for claim in said if claim["of"] == claims[0].regime] == [
+            (row.points, row.measure) for row in claims if row.regime == claims[0].regime
+        ]
+        for figure in (run / "figures").glob("*.svg"):
+            assert (tmp_path / name / figure.name).read_bytes() == figure.read_bytes()
+            assert f"]({name}/{figure.name})" in text
+    index = (tmp_path / "studies.md").read_text()
+    assert "[root-causes](root-causes.md)" in index and "[theorem-5.1](theorem-5.1.md)" in index
+    held = [row.measure for row in read_rows(caused / RESULTS) if row.kind == "claim"].count("holds")
+    assert f"CTL Figs 11 and 12 | {held} |" in index
+
+
+def test_the_index_passes_over_other_results(caused, tmp_path):
+    from mergescope.reports.publish import publish
+
+    (tmp_path / "others.json").write_text('{"glyphs": {}}')
+    publish(caused, tmp_path, "again")
+    index = (tmp_path / "studies.md").read_text()
+    assert "[again](again.md)" in index and "others" not in index
+
+
+def test_runs_without_claims_are_not_published(tmp_path):
+    from mergescope.reports.publish import publish
+
+    (tmp_path / "run.yaml").write_text("study: root-cause\nconfig: {}\nprovenance: {}\n")
+    with pytest.raises(StudyError, match=r"no claims to publish. Did you mean: root-causes"):
+        publish(tmp_path, tmp_path / "out")

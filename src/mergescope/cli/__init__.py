@@ -10,20 +10,24 @@ import typer
 from mergescope._version import __version__
 from mergescope.cli import (
     check,
+    curvature,
     demo,
     disentangle,
+    equations,
     evaluate,
     finetune,
     geometry,
     layers,
     measure,
     merge,
+    mergeability,
     predict,
     report,
     search,
     soup,
     stitch,
     study,
+    theorems,
 )
 from mergescope.cli.many_values import many_values
 from mergescope.errors import MergescopeError
@@ -41,12 +45,16 @@ app.command("check")(check.check)
 app.command("geometry")(geometry.geometry)
 app.command("finetune", cls=many_values(*finetune.VARIADIC))(finetune.finetune)
 app.command("measure", cls=many_values(*measure.VARIADIC))(measure.measure)
+app.command("equations", cls=many_values(*equations.VARIADIC))(equations.equations)
 app.command("evaluate", cls=many_values(*evaluate.VARIADIC))(evaluate.evaluate)
 app.command("search", cls=many_values(*search.VARIADIC))(search.search)
 app.command("soup", cls=many_values(*soup.VARIADIC))(soup.soup)
 app.command("disentangle", cls=many_values(*disentangle.VARIADIC))(disentangle.disentangle)
 app.command("stitch", cls=many_values(*stitch.VARIADIC))(stitch.stitch)
 app.command("predict", cls=many_values(*predict.VARIADIC))(predict.predict)
+app.command("mergeability", cls=many_values(*mergeability.VARIADIC))(mergeability.mergeability)
+app.command("curvature", cls=many_values(*curvature.VARIADIC))(curvature.curvature)
+app.command("theorems", cls=many_values(*theorems.VARIADIC))(theorems.theorems)
 app.command("layers")(layers.layers)
 app.command("merge", cls=many_values("--parameter"))(merge.merge)
 app.command("report")(report.report)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,10 +52,12 @@ def check(
         report = run(recipe=Path(recipes[0]), fast=fast, threads=count, progress=True)
     else:
         report = run(models, base, fast=fast, threads=count, progress=True)
+    said = _expected(report, given, recipes, base)
     if as_json:
         import json
 
-        typer.echo(json.dumps(report.to_dict(), indent=2))
+        whole = {**report.to_dict(), "expected": None if said is None else said.to_dict()}
+        typer.echo(json.dumps(whole, indent=2))
     else:
         from rich.console import Console
 
@@ -64,4 +66,20 @@ def check(
         console = Console(highlight=False)
         for part in report_parts(report, everything):
             console.print(part)
+        if said is not None:
+            console.print(f"\n{said.text}", markup=False)
     raise typer.Exit(report.exit_code(strict))
+
+
+def _expected(report: Any, given: Any, recipes: list[str], base: str | None) -> Any:
+    # Nothing is read again where nothing was measured.
+    if report.geometry is None or report.base is None:
+        return None
+    from mergescope.studies.expected_merges import expected_of_check
+    from mergescope.weights.references import open_model
+
+    if given is None and recipes:
+        from mergescope.merging.recipe import read_recipe
+
+        base = read_recipe(recipes[0]).base_model
+    return expected_of_check(report, given[0] if given is not None else open_model(str(base)))

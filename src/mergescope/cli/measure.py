@@ -59,6 +59,7 @@ def measure(
     [bold]Example:[/] mergescope measure --base org/base --models org/a org/b --data org/texts
     """
     from mergescope.protocols.measure import Settings
+    from mergescope.studies.expected_merges import expected_of_measurement
     from mergescope.studies.given import DataOptions, Options, prepare
     from mergescope.studies.measured import STUDY, write_measurement
     from mergescope.studies.rundir import open_run
@@ -93,12 +94,14 @@ def measure(
             found = given.run()
             write_measurement(run, found, given.config(), given.provenance())
             report = build_report(run.path)
+    said = expected_of_measurement(given, found)
     if as_json:
         import json
 
         from mergescope.studies.measured import to_dict
 
-        typer.echo(json.dumps(to_dict(found), indent=1, allow_nan=False))
+        whole = {**to_dict(found), "expected": None if said is None else said.to_dict()}
+        typer.echo(json.dumps(whole, indent=1, allow_nan=False))
         return
     from rich.console import Console
 
@@ -107,6 +110,8 @@ def measure(
     console = Console(highlight=False)
     for part in measurement_parts(found):
         console.print(part)
+    if said is not None:
+        console.print(f"\n{said.text}", markup=False)
     if run is not None:
         typer.echo(f"Report: {report}")
 

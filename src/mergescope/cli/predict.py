@@ -11,7 +11,7 @@ from mergescope.cli.disentangle import parse_pairs
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
 from mergescope.cli.printing import print_json, print_plan
 
-VARIADIC = ("--models", "--data", "--layers", "--pairs", "--alphas", "--lams")
+VARIADIC = ("--models", "--data", "--layers", "--pairs", "--alphas", "--lams", "--checked")
 
 
 def predict(
@@ -24,6 +24,9 @@ def predict(
     alphas: Annotated[list[float] | None, typer.Option(help="Interpolation weights (0.5).")] = None,
     lams: Annotated[list[float] | None, typer.Option(help="Coefficients of addition and negation (0.4).")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Run the merged models too, and compare.")] = False,
+    checked: Annotated[
+        list[float] | None, typer.Option(help="Coefficients of task addition that --measure runs (0.25 to 1).")
+    ] = None,
     method: Annotated[str, typer.Option(help="jvp (exact), or differences (faster, less so).")] = "jvp",
     layers: Annotated[list[str] | None, typer.Option(help="Suffix patterns of layers (see mergescope layers).")] = None,
     features: Annotated[str, typer.Option(help="auto, all, mean, last, cls or each (token).")] = "auto",
@@ -33,7 +36,7 @@ def predict(
     limit: Annotated[int, typer.Option(min=1, help="Samples of each data set, drawn with the seed.")] = 256,
     split: Annotated[str | None, typer.Option(help="Split of the data (default: test, else validation).")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at once.")] = 32,
-    out: Annotated[Path | None, typer.Option(help="Run directory for results.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory for results and figures.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Open everything, print the plan and stop.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
@@ -55,6 +58,8 @@ def predict(
     """
     from mergescope.protocols.measure import Settings
     from mergescope.protocols.prediction.predict import PredictionSettings
+    from mergescope.reports import build_report
+    from mergescope.studies.expected_merges import expected_of_prediction
     from mergescope.studies.given import DataOptions
     from mergescope.studies.predicted import (
         STUDY,
@@ -70,7 +75,8 @@ def predict(
     settings = PredictionSettings(
         alphas=tuple(alphas or (0.5,)), lams=tuple(lams or (0.4,)), pairs=parse_pairs(pairs),
         layers=tuple(layers) if layers and layers != ["blocks"] else "blocks", features=features, samples=limit,
-        measured=measure, method=method, linearized=linearized, seed=seed,
+        measured=measure, checked=tuple(checked or (0.25, 0.5, 0.75, 1.0)), method=method, linearized=linearized,
+        seed=seed,
     )  # fmt: skip
     run = None if out is None or dry_run else open_run(out, STUDY)
     wanted = DataOptions(tuple(data or ()), split, limit=limit, batch_size=batch_size, seed=seed)
@@ -88,11 +94,15 @@ def predict(
         found = run_prediction(opened, settings)
         if run is not None:
             write_prediction(run, opened, found)
+            report = build_report(run.path)
+    said = expected_of_prediction(opened, found)
     if as_json:
-        print_json(to_dict(opened, found))
+        print_json({**to_dict(opened, found), "expected": None if said is None else said.to_dict()})
         return
     typer.echo(str(found))
+    if said is not None:
+        typer.echo(f"\n{said.text}")
     for note in (*found.notes, *opened.given.notes):
         typer.echo(f"Note: {note}")
     if run is not None:
-        typer.echo(f"Results: {run.path}")
+        typer.echo(f"Report: {report}")

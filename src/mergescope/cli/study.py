@@ -22,8 +22,12 @@ def list_studies() -> None:
 
     [bold]Example:[/] mergescope study list
     """
-    for study in STUDIES:
-        typer.echo(f"{study.name:<19}{study.title}  [{study.source}]")
+    from mergescope.studies.papers.spec import paper_studies
+
+    lines = [(study.name, study.title, study.source) for study in STUDIES]
+    lines += [(study.name, study.title, study.source) for study in paper_studies()]
+    for name, title, source in lines:
+        typer.echo(f"{name:<19}{title}  [{source}]")
 
 
 @app.command("show")
@@ -32,6 +36,9 @@ def show(name: Annotated[str, typer.Argument(help="A study's name.")]) -> None:
 
     [bold]Example:[/] mergescope study show digits
     """
+    if _is_paper(name):
+        _show_paper(name)
+        return
     study = find_study(name)
     family = " --family DIR" if study.command else ""
     default = "default" if "default" in study.presets else next(iter(study.presets))
@@ -46,10 +53,32 @@ def show(name: Annotated[str, typer.Argument(help="A study's name.")]) -> None:
         typer.echo(f"{label:<10}{text}")
 
 
+def _is_paper(name: str) -> bool:
+    from mergescope.studies.papers.spec import paper_studies
+
+    return name in [study.name for study in paper_studies()]
+
+
+def _show_paper(name: str) -> None:
+    from mergescope.studies.papers.runner import find_paper_study
+
+    study = find_paper_study(name)
+    lines = [("study", f"{study.name}: {study.title}"), ("claims", study.claims), ("setting", study.setting)]
+    lines += [("source", study.source)]
+    lines += [("models", "; ".join(f"{preset}: {family}" for preset, family in study.family.items()))]
+    lines += [
+        ("checks", check.says + (f" (there: {check.reference})" if check.reference else ""))
+        for check in study.checks
+    ]
+    lines += [("differs", f"{preset}: {text}") for preset, text in study.differs.items()]
+    for label, text in [*lines, ("run", f"mergescope study run {study.name} --preset cpu [--data-root DIR]")]:
+        typer.echo(f"{label:<10}{text}")
+
+
 @app.command("run")
 def run(
-    name: Annotated[str, typer.Argument(help="A study's name.")],
-    preset: Annotated[str, typer.Option(help="See 'mergescope study show NAME'.")] = "default",
+    name: Annotated[str | None, typer.Argument(help="A study's name.")] = None,
+    preset: Annotated[str | None, typer.Option(help="See 'mergescope study show NAME'.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME-PRESET).")] = None,
     data: Annotated[str, typer.Option(help="'embedded', a hub id or a directory.")] = "embedded",
     tasks: Annotated[
@@ -58,13 +87,30 @@ def run(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one a core).")] = None,
     family: Annotated[str | None, typer.Option(help=FAMILY + " For studies of families.")] = None,
     regime: Annotated[str | None, typer.Option(help=REGIME)] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(help="Directory with cifar10, glyphs, text, for studies of figures and tables."),
+    ] = None,
+    work: Annotated[
+        Path, typer.Option(help="Directory of families and passes that studies of figures and tables share.")
+    ] = Path("runs/studies"),
+    every: Annotated[bool, typer.Option("--all", help="All studies of figures and tables.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Run a study, or what is left of it, and write its report.
 
     [bold]Example:[/] mergescope study run addition --family runs/family --regime full
     """  # noqa: DOC501 (typer shows this text to users)
+    if every is (name is not None):
+        raise StudyError("Name a study, or give --all. The studies: mergescope study list.")
+    if every or _is_paper(str(name)):
+        _run_papers(name, preset or "cpu", out, data_root, work, family, regime, dry_run)
+        return
+    assert name is not None
+    preset = preset or "default"
     study = _checked(name, preset, tasks)
+    if data_root is not None:
+        raise StudyError(f"--data-root is for studies of figures and tables; {name} takes --data.")
     if bool(study.command) != (family is not None):
         raise StudyError(
             f"The study {name} runs on a family: give --family DIR."
@@ -83,6 +129,60 @@ def run(
         describe_plan(name, preset, out, data, tasks)
         return
     run_study(name, preset, out, data, tasks, workers)
+
+
+@app.command("publish")
+def publish_pages(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Run directories of studies that end in claims.")],
+    out: Annotated[Path, typer.Option(help="Directory of the pages.")] = Path("docs/results"),
+    name: Annotated[str | None, typer.Option(help="Of the page (default: the study's); for one run.")] = None,
+) -> None:
+    """Write results pages: claims with verdicts, figures, numbers; and the index of all.
+
+    [bold]Example:[/] mergescope study publish runs/root-causes-default
+    """  # noqa: DOC501 (typer shows this text to users)
+    from mergescope.reports.publish import publish
+
+    if name is not None and len(run_dirs) > 1:
+        raise StudyError(
+            f"--name {name} names one page, and there are {len(run_dirs)} runs. Publish them one by one."
+        )
+    for run_dir in run_dirs:
+        typer.echo(f"Page: {publish(run_dir, out, name)}")
+
+
+def _run_papers(
+    name: str | None, preset: str, out: Path | None, data_root: Path | None, work: Path, family: str | None,
+    regime: str | None, dry_run: bool,
+) -> None:  # fmt: skip
+    from mergescope.studies.papers.data_sets import Sources
+    from mergescope.studies.papers.runner import Where, find_paper_study, plan_lines, run_study
+    from mergescope.studies.papers.spec import paper_studies
+
+    if data_root is not None and not data_root.is_dir():
+        raise StudyError(
+            f"There is no directory {data_root}. Leave --data-root out, or name one that exists."
+        )
+    if out is not None and name is None:
+        raise StudyError("--out is of one study. With --all, every study has a directory under --work.")
+    studies = paper_studies() if name is None else [find_paper_study(name)]
+    sources = Sources(None if data_root is None else data_root.resolve())
+    for study in studies:
+        if name is None and preset not in study.family and not (preset == "quick" and "cpu" in study.family):
+            typer.echo(f"{study.name}: no models for the preset {preset}")
+            continue
+        target = out or (work if name is None else Path("runs")) / f"{study.name}-{preset}"
+        where = Where(target, work.resolve(), sources, family, regime)
+        if dry_run:
+            typer.echo(f"{study.name} ({preset}):")
+            for line in plan_lines(study, preset, where):
+                typer.echo(f"  {line}")
+            continue
+        from mergescope.cli.report import show_report
+
+        typer.echo(f"{study.name}: {study.title}")
+        run_study(study, preset, where)
+        show_report(target)
 
 
 def _run_command(

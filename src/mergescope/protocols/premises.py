@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mergescope.errors import DataError, MergescopeError, PointError
+from mergescope.errors import DataError, MergescopeError, PointError, did_you_mean
 from mergescope.models.layers import OUTPUT
 from mergescope.protocols.linearity import ctl, linearity
 from mergescope.protocols.measure import HeldOut
@@ -204,6 +204,7 @@ def disentangled_from_pairs(
     held: Mapping[str, HeldOut],
     coefficient: Number = 0.4,
     *,
+    tasks: Sequence[str] | None = None,
     layers: str | Sequence[str] = "blocks",
     seed: int = 0,
     progress: bool = True,
@@ -219,6 +220,7 @@ def disentangled_from_pairs(
         models: task to fine-tuned model, two or more.
         held: task to its data.
         coefficient: a, of every task vector.
+        tasks: on whose data it is checked; None for all models'.
         layers: as for [`trace`][mergescope.trace].
         seed: of the intervals.
         progress: show bars on a terminal.
@@ -227,7 +229,7 @@ def disentangled_from_pairs(
         Of each task's data and layer, what [`many_from_pairs`][] gives of these points, and the effects.
 
     Raises:
-        PointError: there are fewer than two models, or a task has no data.
+        PointError: there are fewer than two models, or a task has no model or no data.
         LayerError: a layer does not exist.
 
     Example:
@@ -239,13 +241,19 @@ def disentangled_from_pairs(
         >>> sorted(disentangled_from_pairs(base, models, held).checked[-1].conclusions)
         ['effect of others', 'effect of own', 'gap of all', 'sum of steps']
     """  # noqa: DOC502 (raised by what this calls)
-    lacking = [task for task in models if task not in held]
+    chosen = list(models) if tasks is None else list(tasks)
+    unknown = [task for task in chosen if task not in models]
+    if unknown:
+        raise PointError(
+            f"There is no model {unknown[0]!r}.{did_you_mean(unknown[0], models)} Models: {', '.join(models)}."
+        )
+    lacking = [task for task in chosen if task not in held]
     if lacking:
         raise PointError(f"There are no data for {', '.join(lacking)}. Give each task's data.")
     start, far = Point.of(base), len(models) * exact(coefficient)
     points = {task: start + far * task_vector(model, start) for task, model in models.items()}
     lines = []
-    for task in models:
+    for task in chosen:
         own = list(points).index(task)
         lines += _chain(
             list(points.values()), " + ".join(models), held[task], layers, seed, progress, (start, own)

@@ -86,7 +86,10 @@ class TheoremSettings:
 
 
 def check_theorem(
-    pairs: Mapping[str, tuple[Model, Model, Model]], held: HeldOut, settings: TheoremSettings | None = None
+    pairs: Mapping[str, tuple[Model, Model, Model]],
+    held: HeldOut,
+    settings: TheoremSettings | None = None,
+    known: Mapping[Point, Eigenvalues] | None = None,
 ) -> TheoremCheck:
     """Check Theorem 5.1 on pairs of models, and what explains their gaps (CTL C.2; equations.md 5).
 
@@ -101,6 +104,7 @@ def check_theorem(
         pairs: name to (base, th_i, th_j). Several bases make lambda vary with ``at="base"``, too.
         held: the data that the loss is the mean over, with the network.
         settings: the conventions.
+        known: points to eigenvalues that were measured already, of these data and with these settings.
 
     Returns:
         Every pair's figures, the regressions, and the conventions.
@@ -122,7 +126,7 @@ def check_theorem(
         (3, True, 3)
     """  # noqa: DOC502 (raised by what this calls)
     s = settings or TheoremSettings()
-    _require_settings(s)
+    require_settings(s)
     points = {name: (Point.of(base), Point.of(a), Point.of(b)) for name, (base, a, b) in pairs.items()}
     same = [name for name, (_, a, b) in points.items() if a == b]
     if same or not points:
@@ -135,7 +139,7 @@ def check_theorem(
     models = [point for name, (_, a, b) in points.items() for point in (a, b, middles[name])]
     said = evaluate(models, {held.name: held}, progress=s.progress)[held.name]
     share, scale = float(a_share), float(a_share * (1 - a_share)) / 2
-    terms, tops = _terms(points, middles, held, s), _largest(points, middles, held, s)
+    terms, tops = _terms(points, middles, held, s), _largest(points, held, s, known or {})
     found = []
     for name, (_, a, b) in points.items():
         each = said.losses_of(middles[name]) - share * said.losses_of(a) - (1 - share) * said.losses_of(b)
@@ -151,7 +155,15 @@ def check_theorem(
     )
 
 
-def _require_settings(s: TheoremSettings) -> None:
+def require_settings(s: TheoremSettings) -> None:
+    """Refuse conventions that make no sense.
+
+    Args:
+        s: the conventions.
+
+    Raises:
+        MergescopeError: one does not.
+    """
     for name, value, known in (("at", s.at, PLACES), ("term", s.term, TERMS)):
         if value not in known:
             raise MergescopeError(
@@ -169,17 +181,31 @@ def _require_settings(s: TheoremSettings) -> None:
         )
 
 
+def places_of(triple: Triple, s: TheoremSettings) -> list[Point]:
+    """Where the largest eigenvalue of a pair is taken.
+
+    Args:
+        triple: base, th_i and th_j.
+        s: the conventions.
+
+    Returns:
+        The points.
+    """
+    base, a, b = triple
+    if s.at == "base":
+        return [base]
+    return [exact(share) * a + (1 - exact(share)) * b for share in (s.line if s.at == "line" else (s.alpha,))]
+
+
 def _largest(
-    points: Mapping[str, Triple], middles: Mapping[str, Point], held: HeldOut, s: TheoremSettings
+    points: Mapping[str, Triple], held: HeldOut, s: TheoremSettings, known: Mapping[Point, Eigenvalues]
 ) -> dict[str, Eigenvalues]:
-    places = {}
-    for name, (base, a, b) in points.items():
-        line = [exact(share) * a + (1 - exact(share)) * b for share in s.line]
-        places[name] = {"midpoint": [middles[name]], "base": [base], "line": line}[s.at]
-    distinct = list(dict.fromkeys(point for where in places.values() for point in where))
-    found = {}
-    with progress_bar("eigenvalues", len(distinct), s.progress) as advance:
-        for point in distinct:
+    places = {name: places_of(triple, s) for name, triple in points.items()}
+    distinct = dict.fromkeys(point for where in places.values() for point in where)
+    found = dict(known)
+    wanted = [point for point in distinct if point not in found]
+    with progress_bar("eigenvalues", len(wanted), s.progress and bool(wanted)) as advance:
+        for point in wanted:
             found[point] = eigenvalues(point, held, s.curvature)
             advance(1)
 

@@ -69,7 +69,8 @@ MAKERS: dict[str, Callable[[Path, Mapping[str, Any]], Parts]] = {
     "measure": _measurement,
     "mergeability": _mergeability,
     **dict.fromkeys(("root-causes", "theorem-5.1"), _sweep),
-    **dict.fromkeys(("evaluate", "search", "soup", "disentangle", "stitch"), _protocol),
+    **dict.fromkeys(("predict", "curvature", "theorems"), _protocol),
+    **dict.fromkeys(("evaluate", "search", "soup", "disentangle", "stitch", "equations"), _protocol),
 }
 """What ``run.yaml`` calls the study, to what makes its report."""
 
@@ -89,13 +90,7 @@ def build_report(run_dir: str | Path) -> Path:
     """  # noqa: DOC502 (raised by what this calls)
     path = Path(run_dir)
     about = read_about(path)
-    if about["study"] not in MAKERS:
-        hint = did_you_mean(str(about["study"]), MAKERS)
-        raise StudyError(
-            f"{path / 'run.yaml'} is of a study {about['study']!r}, of which there is no report.{hint} "
-            f"There are reports of: {', '.join(MAKERS)}."
-        )
-    parts = MAKERS[about["study"]](path, about)
+    parts = parts_of(path)
     vectors = {name: render(figure, "svg") for name, figure in parts.figures.items()}
     page = _page(
         parts, about, {name: inline_svg(content.decode(), name) for name, content in vectors.items()}
@@ -108,6 +103,31 @@ def build_report(run_dir: str | Path) -> Path:
     with atomic_file(report) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return report
+
+
+def parts_of(path: Path) -> Parts:
+    """What the report of a run directory is made of.
+
+    Args:
+        path: the directory.
+
+    Returns:
+        Page, figures and content.
+
+    Raises:
+        StudyError: something is missing or damaged, or there is no report of such a run.
+    """
+    from mergescope.studies.papers.spec import paper_studies
+
+    about = read_about(path)
+    study = str(about["study"])
+    papers = [paper.name for paper in paper_studies()] if study not in MAKERS else []
+    if study not in MAKERS and study not in papers:
+        raise StudyError(
+            f"{path / 'run.yaml'} is of a study {study!r}, of which there is no report."
+            f"{did_you_mean(study, [*MAKERS, *papers])} There are reports of: {', '.join([*MAKERS, *papers])}."
+        )
+    return MAKERS.get(study, _sweep)(path, about)
 
 
 def read_about(path: Path) -> dict[str, Any]:

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mergescope.errors import PointError, StudyError
+from mergescope.reports.curvature_page import curvature_page
 from mergescope.reports.disentanglement_page import disentanglement_page
+from mergescope.reports.equations_page import equations_page
 from mergescope.reports.html import Parts
 from mergescope.reports.measured_tables import facts_grid
+from mergescope.reports.prediction_page import prediction_page
 from mergescope.reports.protocol_evaluation import evaluation_page
 from mergescope.reports.protocol_view import AGAIN, Shown, Stored, load_stored
 from mergescope.reports.protocol_words import TERMS, sources_of
@@ -19,6 +22,7 @@ from mergescope.reports.search_methods import methods_page
 from mergescope.reports.search_negation import negation_page
 from mergescope.reports.soup_page import soup_page, subsets_page
 from mergescope.reports.stitching_page import stitching_page
+from mergescope.reports.theorems_page import theorems_page
 from mergescope.studies.rundir import RESULTS
 
 PAGES: dict[str, dict[str, Callable[[Stored], Shown]]] = {
@@ -31,7 +35,11 @@ PAGES: dict[str, dict[str, Callable[[Stored], Shown]]] = {
     },
     "soup": {"soup": soup_page, "averaging": subsets_page},
     "disentangle": {"disentanglement": disentanglement_page},
+    "equations": dict.fromkeys(("ctl", "eq1", "eq2", "eq3"), equations_page),
     "stitch": {"stitch-addition": stitching_page, "stitch-negation": stitching_page},
+    "predict": {"prediction": prediction_page, "interaction": prediction_page},
+    "curvature": {"eigenvalue of base": curvature_page},
+    "theorems": {"tally": theorems_page},
 }
 """What ``run.yaml`` calls the study, and the kind of its rows, to what makes the page."""
 
@@ -107,4 +115,6 @@ def _samples(data: Mapping[str, Any]) -> str:
 
 def _cost(spent: Mapping[str, Any]) -> str:
     rests = f", {spent['rest_passes']:,} passes of what follows a block" if "rest_passes" in spent else ""
+    for name, words in (("derivatives", "second derivatives"), ("products", "Hessian-vector products")):
+        rests += f", {spent[name]:,} {words}" if name in spent else ""
     return f"{spent['forward_passes']:,} forward passes of a batch{rests}, {spent['seconds']:.1f} s"

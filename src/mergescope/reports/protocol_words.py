@@ -91,6 +91,50 @@ TERMS: dict[str, tuple[str, str]] = {
         "features of base − λτ. If features subtract as weights do, the curves agree.",
         "CTL Fig. 10",
     ),
+    "predicted gap": (
+        "features are expanded to second order around the base; of the gap of a merge, what is constant or linear in "
+        "the weights cancels, and −a(1−a)/2 f″[τᵢ − τⱼ, τᵢ − τⱼ] is left. No merged model is run for it.",
+        "CTL 5.1, its exact leading term",
+    ),
+    "third order takes over": (
+        "the coefficient of a task vector at which all that follows the second order is as large as it. Below, the "
+        "prediction gets better linearly.",
+        "Taylor’s theorem",
+    ),
+    "interaction": (
+        "|f″[τᵢ, τⱼ]| relative to √(|Jτᵢ| |Jτⱼ|): what two task vectors do together beyond what each does alone. "
+        "Weight disentanglement asks it to vanish on either task’s data.",
+        "TANGENT; ATTN Property 4",
+    ),
+    "largest eigenvalue λ": (
+        "of the Hessian of the mean loss over weights, by Lanczos’ iteration on exact Hessian-vector products; the "
+        "residual bounds its distance from an eigenvalue.",
+        "Lanczos 1950",
+    ),
+    "bound": (
+        "a(1−a)/2 λ |θᵢ − θⱼ|², which Theorem 5.1 puts above the gap of the loss, up to third order. λ replaces the "
+        "curvature along θᵢ − θⱼ by the largest there is.",
+        "CTL 5.1",
+    ),
+    "exact term": (
+        "−a(1−a)/2 dᵀHd with d = θᵢ − θⱼ: the gap to second order, with its sign. It needs the base and both task "
+        "vectors, and no merged model.",
+        "CTL 5.1",
+    ),
+    "gap of the loss": (
+        "the loss of the merged model less the same mean of both models’ losses, on one task’s data. Positive: a "
+        "barrier.",
+        "CTL 5.1, C.2",
+    ),
+    "premise, conclusion": (
+        "a theorem says something only where its premises hold. Both are judged by thresholds that are told; where the "
+        "conclusion holds as often without the premises, the theorem is not what makes it hold.",
+        "CTL 3.3, 4.2, 4.3",
+    ),
+    "transitivity": (
+        "if i and j are linear to each other, and j and k, then i and k are. Theorem 4.2 takes it for granted.",
+        "CTL 4.2",
+    ),
 }
 """Term to what it means and where it is from."""
 

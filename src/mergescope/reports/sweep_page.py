@@ -43,6 +43,54 @@ class Page:
     grids: Sequence[Grid]
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A study that ends in claims, as pages show it.
+
+    Attributes:
+        page: words, figures and tables.
+        claims: what is varied, or where, to its claims.
+    """
+
+    page: Page
+    claims: Mapping[str, Sequence[Claim]]
+
+    @property
+    def verdicts(self) -> list[str]:
+        """Of all claims."""
+        return [claim.verdict for group in self.claims.values() for claim in group]
+
+
+def judged(path: Path, about: Mapping[str, Any]) -> Judged:
+    """Read the run directory of such a study.
+
+    Args:
+        path: the directory.
+        about: content of its ``run.yaml``.
+
+    Returns:
+        Its page and claims.
+
+    Raises:
+        StudyError: something is missing or damaged.
+    """
+    rows = read_rows(path / RESULTS)
+    claims: dict[str, list[Claim]] = {}
+    for row in sorted(rows, key=lambda row: SWEEPS.index(row.regime) if row.regime in SWEEPS else 0):
+        if row.kind == KIND:
+            claims.setdefault(row.regime, []).append(claim_of(row))
+    if not claims:
+        raise StudyError(f"{path / RESULTS} is not complete: it has no claims. {AGAIN}")
+    try:
+        if about["study"] in PAGES:
+            return Judged(PAGES[about["study"]](rows, about["provenance"]), claims)
+        from mergescope.reports.papers_page import paper_page
+
+        return Judged(paper_page(about), claims)
+    except (KeyError, StopIteration) as error:
+        raise StudyError(f"{path} is not complete, or another version wrote it ({error}). {AGAIN}") from error
+
+
 def sweep_page(path: Path, about: Mapping[str, Any]) -> Parts:
     """Read the run directory of such a study and draw.
 
@@ -55,29 +103,15 @@ def sweep_page(path: Path, about: Mapping[str, Any]) -> Parts:
 
     Raises:
         StudyError: something is missing or damaged.
-    """
-    rows = read_rows(path / RESULTS)
-    claims: dict[str, list[Claim]] = {}
-    for row in sorted(rows, key=lambda row: SWEEPS.index(row.regime) if row.regime in SWEEPS else 0):
-        if row.kind == KIND:
-            claims.setdefault(row.regime, []).append(claim_of(row))
-    if not claims:
-        raise StudyError(f"{path / RESULTS} is not complete: it has no claims. {AGAIN}")
-    makers: dict[str, Callable[[Sequence[Row], Mapping[str, Any]], Page]] = {
-        "root-causes": _root_causes,
-        "theorem-5.1": _theorem,
-    }
-    try:
-        shown = makers[about["study"]](rows, about["provenance"])
-    except (KeyError, StopIteration) as error:
-        raise StudyError(f"{path} is not complete, or another version wrote it ({error}). {AGAIN}") from error
-    every = [claim.verdict for group in claims.values() for claim in group]
+    """  # noqa: DOC502 (raised by what this calls)
+    found = judged(path, about)
+    page = found.page
     content = {
-        "title": shown.title, "lead": shown.lead, "rule": shown.rule, "facts": shown.facts, "all_hold": set(every) == {HOLDS},
-        "headline": headline(every), "groups": list(claims.items()), "drawings": shown.drawings,
-        "grids": shown.grids, "number": number,
+        "title": page.title, "lead": page.lead, "rule": page.rule, "facts": page.facts,
+        "all_hold": set(found.verdicts) == {HOLDS}, "headline": headline(found.verdicts),
+        "groups": list(found.claims.items()), "drawings": page.drawings, "grids": page.grids, "number": number,
     }  # fmt: skip
-    return Parts("sweep.html.j2", {name: drawing.figure for name, drawing in shown.drawings.items()}, content)
+    return Parts("sweep.html.j2", {name: drawing.figure for name, drawing in page.drawings.items()}, content)
 
 
 def headline(verdicts: Sequence[str]) -> str:
@@ -162,8 +196,8 @@ def _theorem(rows: Sequence[Row], provenance: Mapping[str, Any]) -> Page:
             gaps_against([row for row in rows if row.regime == place]),
             f"gap of the loss against curvature and distance, lambda at {place}",
             f"λ and the exact term at each pair’s {WHERE[place]}. "
-            "One mark a pair, one colour a pretrained checkpoint. Dashed: the least-squares line; solid, in the first "
-            "panel: the bound, and in the last: the exact term itself.",
+            "One mark a pair, one colour a pretrained checkpoint. Dashed: the least-squares line; solid, in the last "
+            f"panel: the exact term itself. The bound is {_times(rows, place)} times the gap.",
         )
         for place in places
     }  # fmt: skip
@@ -182,6 +216,13 @@ def _theorem(rows: Sequence[Row], provenance: Mapping[str, Any]) -> Page:
         drawings,
         [_regressions(provenance["regressions"], places), *(_pairs(rows, place) for place in places)],
     )  # fmt: skip
+
+
+def _times(rows: Sequence[Row], place: str) -> str:
+    mine = [row for row in rows if row.regime == place and row.kind == "theorem 5.1"]
+    gaps = {row.points: row.mean for row in mine if row.measure == "|gap|"}
+    ratios = [row.mean / gaps[row.points] for row in mine if row.measure == "bound" and gaps[row.points]]
+    return f"{min(ratios):.3g} to {max(ratios):.3g}" if ratios else "infinitely many"
 
 
 def _regressions(found: Sequence[Mapping[str, Any]], places: Sequence[str]) -> Grid:
@@ -210,3 +251,10 @@ def _pairs(rows: Sequence[Row], place: str) -> Grid:
         cells = [Cell(f"{values[measure].mean:.3g}") for measure in measures[:-1]]
         body.append((name, (*cells, Cell("yes" if values["bound holds"].mean else "no"))))
     return Grid(f"Pairs, λ at {place}", ("pair", *measures), tuple(body))
+
+
+PAGES: dict[str, Callable[[Sequence[Row], Mapping[str, Any]], Page]] = {
+    "root-causes": _root_causes,
+    "theorem-5.1": _theorem,
+}
+"""What ``run.yaml`` calls the study, to what makes its page."""

@@ -30,9 +30,9 @@ def gaps_against(rows: Sequence[Row]) -> Figure:
             found.setdefault(row.points, {})[row.measure] = row.mean
     names = list(found)
     bases = list(dict.fromkeys(name.partition(":")[0] for name in names))
-    gap, lam, square, term, bound = (
+    gap, lam, square, term = (
         np.array([found[name][measure] for name in names])
-        for measure in ("gap", "lambda", "|d|^2", "exact term", "bound")
+        for measure in ("gap", "lambda", "|d|^2", "exact term")
     )
     panels = (
         ("λ |d|²", lam * square, np.abs(gap), "|gap|"),
@@ -61,12 +61,7 @@ def gaps_against(rows: Sequence[Row]) -> Figure:
                 ends = np.array([x.min(), x.max()])
                 axes.plot(ends, start + slope * ends, color=MUTED, lw=1.2, ls=(0, (5, 1.5)), zorder=1)
                 axes.set_title(f"R² = {np.corrcoef(x, y)[0, 1] ** 2:.2f}")
-            top = axes.get_ylim()
-            if xlabel == "λ |d|²":
-                order = np.argsort(x)
-                axes.plot(x[order], bound[order], color=INK, lw=1, zorder=1)
-                axes.set_ylim(min(0.0, top[0]), top[1])
-            elif xlabel.startswith("exact"):
+            if xlabel.startswith("exact"):
                 ends = np.array([min(x.min(), 0), max(x.max(), 0)])
                 axes.plot(ends, ends, color=INK, lw=1, zorder=1)
             axes.set_xlabel(xlabel)

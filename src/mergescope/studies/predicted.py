@@ -8,10 +8,13 @@ from mergescope.merging.findings import plain
 from mergescope.protocols.prediction.predict import PredictionSettings, plan, predict
 from mergescope.protocols.prediction.result import PredictedTest, Prediction
 from mergescope.studies.protocol_runs import Opened, cost, write_protocol_run
-from mergescope.studies.rundir import Row, RunDirectory
+from mergescope.studies.rundir import Row, RunDirectory, write_table
 
 STUDY = "predict"
 """What ``run.yaml`` calls it."""
+
+SURFACES = "surfaces.parquet"
+"""Every cell of every pair's predicted accuracy surface, and what was measured of it."""
 
 DERIVATIVE_COST = 7.0
 """A second derivative takes about as long as so many passes through the network."""
@@ -75,6 +78,10 @@ def write_prediction(run: RunDirectory, opened: Opened, found: Prediction) -> No
         opened: models and data.
         found: what was predicted.
     """
+    cells = [cell for square in found.surfaces for cell in square.cells()]
+    (run.path / SURFACES).unlink(missing_ok=True)  # of an earlier run, which had some
+    if cells:
+        write_table(run.path / SURFACES, {name: [cell[name] for cell in cells] for name in cells[0]})
     write_protocol_run(
         run, STUDY, rows(found, opened.regime), {"test": opened}, found.settings,
         {"cost": _cost(found), "notes": _notes(opened, found), "says": str(found)},
@@ -109,6 +116,14 @@ def to_dict(opened: Opened, found: Prediction) -> dict[str, Any]:
                 "measured": None if it.measured_normalised is None else vars(it.measured_normalised),
             }
             for it in found.outcomes
+        ],
+        "surfaces": [
+            {
+                "tasks": it.tasks, "coefficients": it.coefficients, "accuracy": it.accuracy.tolist(),
+                "normalised": it.normalised.tolist(), "best": it.best.coefficients, "worth": vars(it.worth),
+                "measured": [vars(spot) for spot in it.measured],
+            }
+            for it in found.surfaces
         ],
         "best": None if found.best is None else found.best.lam,
     })  # fmt: skip

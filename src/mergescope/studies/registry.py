@@ -26,6 +26,7 @@ class Study:
             empty if a command runs it.
         planner: ``module:function`` taking (preset, run directory, data, tasks) and returning lines of words.
         takes: options of ``study run`` that the runner takes.
+        differs: what differs from the source, preset name to words.
         command: words of the command that runs it on a family.
         options: preset name to the command's further options.
     """
@@ -39,6 +40,7 @@ class Study:
     runner: str = ""
     planner: str = ""
     takes: tuple[str, ...] = ("data", "workers")
+    differs: dict[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = ()
     options: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -59,18 +61,22 @@ FAMILY = "Models and tasks of --family DIR (mergescope finetune, or clip8), in t
 """Setting of the studies that run on somebody's family."""
 
 
+SAMPLES = {
+    "search": (128, 512, 2048),
+    "predict": (32, 128, 512),
+    "curvature": (16, 32, 256),
+    "theorems": (32, 128, 512),
+}
+"""Samples of a task by preset, of commands whose passes cost more than most; of the others, those of ``search``."""
+
+
 def _of_family(
     name: str, title: str, claims: str, source: str, *command: str, **options: tuple[str, ...]
 ) -> Study:
-    presets = {
-        "quick": "128 samples of a task",
-        "default": "512 samples of a task",
-        "full": "2048 samples of a task",
-    }
+    samples = dict(zip(("quick", "default", "full"), SAMPLES.get(command[0], SAMPLES["search"]), strict=True))
+    presets = {preset: f"{count} samples of a task" for preset, count in samples.items()}
     limits: dict[str, tuple[str, ...]] = {
-        "quick": ("--limit", "128"),
-        "default": ("--limit", "512"),
-        "full": ("--limit", "2048"),
+        preset: ("--limit", str(count)) for preset, count in samples.items()
     }
     if command[0] == "geometry":
         presets, limits = {"default": "reads weights only"}, {"default": ()}
@@ -110,12 +116,20 @@ STUDIES = (
         ),
         setting=(
             "Narrow ResNet-18 on parts of a data set's classes, pretrained on the first and fine-tuned on others; one "
-            "thing varies at a time, in three repetitions."
+            "thing varies at a time, in four repetitions."
         ),
         source="CTL Figs 11 and 12",
-        presets={"quick": "seconds", "default": "about half an hour on 2 cores", "paper": "Split CIFAR-100, on a GPU"},
+        presets={"quick": "seconds", "default": "76 trainings of minutes in all", "paper": "Split CIFAR-100, on a GPU"},
         runner="mergescope.studies.sweeps.root_causes:run_preset",
         planner="mergescope.studies.sweeps.root_causes:plan_lines",
+        differs={
+            "default": (
+                "CTL trains a ResNet-18 of 20 base channels on 20 parts of CIFAR-100, 5 classes and 2,500 images each, "
+                "and takes Split ImageNet for similarities. Here it has 8 base channels and parts of two classes; "
+                "fine-tuning takes 5 epochs, and 10 at most. With a share of replaced samples, held-out data are "
+                "replaced in the same share, and the loss is over the classes that occur."
+            ),
+        },
     ),
     Study(
         name="theorem-5.1",
@@ -126,9 +140,15 @@ STUDIES = (
         ),
         setting="ResNet-20 on one data set, several pretrained checkpoints, pairs fine-tuned with different settings.",
         source="CTL Theorem 5.1 and C.2",
-        presets={"quick": "seconds", "default": "about 20 minutes on 2 cores", "paper": "all of CIFAR-10, on a GPU"},
+        presets={"quick": "seconds", "default": "15 trainings, 18 pairs", "paper": "all of CIFAR-10, on a GPU"},
         runner="mergescope.studies.sweeps.theorem:run_preset",
         planner="mergescope.studies.sweeps.theorem:plan_lines",
+        differs={
+            "default": (
+                "CTL's ResNet-20 has 16 base channels and all of CIFAR-10; here it has 8, and 200 images a class. CTL "
+                "does not say where lambda is taken: both places are shown. Gaps are on held-out images."
+            ),
+        },
     ),
     _of_family(
         "addition", "Do task vectors add up?",
@@ -169,6 +189,29 @@ STUDIES = (
         "stitched-negation", "Does the base understand subtracted features?",
         "The base's rest, run on twice its features less a model's, forgets as subtracted weights do.",
         "CTL Fig. 10", "stitch", "--negate", quick=("--lambdas", "0", "0.25", "0.5", "0.75", "1"),
+    ),
+    _of_family(
+        "mergeability", "Does anything known before a merge tell how good it will be?",
+        "Of many pairs and groups, rules from weights, features and derivatives are judged on left-out tasks against a "
+        "constant, the number of models and the base's own accuracy.", "docs/mergeability.md", "mergeability",
+        quick=("--groups", "1"),
+    ),
+    _of_family(
+        "prediction", "What would merging do, before it is done?",
+        "Second-order terms at the base predict gaps, the interaction of tasks and accuracy over coefficients, as far "
+        "as task vectors are short; what is measured is next to them.",
+        "equations.md 5: the exact leading term of CTL Theorem 5.1", "predict", "--measure",
+    ),
+    _of_family(
+        "curvature", "Is the gap bounded, and explained, by curvature?",
+        "The gap of the loss is within curvature times squared distance, which is far above it: task vectors point "
+        "where the loss is hardly curved.", "CTL Theorem 5.1 and C.2", "curvature",
+        quick=("--tolerance", "0.05"),
+    ),
+    _of_family(
+        "theorems", "Do the theorems of CTL say something here?",
+        "Where the premises of Theorems 3.3, 4.2 and 4.3 hold, so do their conclusions; and linearity of pairs is "
+        "transitive.", "CTL Theorems 3.3, 4.2 and 4.3", "theorems",
     ),
     _of_family(
         "geometry", "Which regimes make task vectors orthogonal?",

@@ -2,10 +2,10 @@
 
 ``J tau_k`` and ``f''[tau_k, tau_l]`` at th_0 (equations.md 5), in one of two ways:
 
-- ``"jvp"``: a Jacobian-vector product of a Jacobian-vector product, exact up to rounding. The pass in
-  direction ``tau_k`` is shared by all ``tau_l`` that are mapped over with it: of ``K (K + 1) / 2`` second
-  derivatives each costs less than when it is taken alone. Directional second derivatives and the
-  polarisation identity would be as many passes of the same price.
+- ``"jvp"``: a Jacobian-vector product of a Jacobian-vector product, exact up to rounding. Several ``tau_k``
+  are mapped over inside several ``tau_l``: what depends on one of them only, or on none, is computed once for
+  the whole block, so of ``K (K + 1) / 2`` second derivatives each costs less than when it is taken alone.
+  Directional second derivatives and the polarisation identity would be as many passes, which share less.
 - ``"differences"``: central differences through ``1 + K + K^2`` networks near th_0. Two passes a second
   derivative, but the fourth order enters, and rounding over the squared step.
 """
@@ -30,8 +30,9 @@ from mergescope.weights import Point
 METHODS = ("jvp", "differences")
 """How derivatives can be taken."""
 
-MAPPED = 4
-"""Second directions that are mapped over together: more share more, and take more memory."""
+FIRST, MAPPED = 2, 4
+"""Inner and outer directions that are mapped over together: more share more, and take more memory. A block of
+two by four has at most one derivative that is not wanted, since it is there already with its directions swapped."""
 
 Rows = dict[str, torch.Tensor]
 """Layer to ``(rows, dim)``; the network's own output is among them."""
@@ -211,45 +212,80 @@ class Derivatives:
     def _by_jvp(self, inputs: Any, names: Sequence[str], zero: Rows) -> dict[tuple[str, ...], Rows]:
         still = {layer: torch.zeros_like(rows) for layer, rows in zero.items()}
         found: dict[tuple[str, ...], Rows] = {(): zero}
-        for place, one in enumerate(names):
-            first, others = self.direction(one), list(names[place:])
-            for begin in range(0, len(others), MAPPED):
-                part = others[begin : begin + MAPPED]
-                seconds = [self.direction(other) for other in part]
-                if not first:
-                    made = [(still, still) for _ in part]
-                else:
-                    made = self._mapped(inputs, first, seconds)
-                    self.derivatives += len(part)
-                for other, (slope, curvature) in zip(part, made, strict=True):
-                    found[one, other] = curvature
-                    if other == one:
-                        found[one,] = slope
-        return found
+        moving = [name for name in names if self.direction(name)]
+        for begin in range(0, len(moving), FIRST):
+            firsts = moving[begin : begin + FIRST]
+            for start in range(begin, len(moving), MAPPED):
+                found |= self._block(inputs, firsts, moving[start : start + MAPPED])
+        every = [(name,) for name in names]
+        pairs = [(one, other) for place, one in enumerate(names) for other in names[place:]]
+        self.derivatives += sum(pair in found for pair in pairs)
+        return {term: found.get(term, still) for term in [(), *every, *pairs]}
 
-    def _mapped(self, inputs: Any, first: Direction, seconds: Sequence[Direction]) -> list[tuple[Rows, Rows]]:
-        if self._maps and len(seconds) > 1:
-            moving = list(dict.fromkeys(place for second in seconds for place in second))
-            stacked = {
-                place: torch.stack([
-                    second[place] if place in second else torch.zeros_like(self.base[place]) for second in seconds
-                ])
-                for place in moving
-            }  # fmt: skip
+    def _block(
+        self, inputs: Any, firsts: Sequence[str], seconds: Sequence[str]
+    ) -> dict[tuple[str, ...], Rows]:
+        wanted = [(one, other) for one in firsts for other in seconds]
+        if self._maps:
+            inner, outer = ([self.direction(name) for name in some] for some in (firsts, seconds))
             try:
-                many = torch.vmap(lambda second: self.twice(inputs, first, second), randomness="error")(
-                    stacked
-                )
+                slopes, curvatures = self._mapped(inputs, inner, outer)
             except RuntimeError as error:
                 if isinstance(error, NotImplementedError) or "vmap" not in str(error):
                     raise
                 self._maps = False  # it has an operation that can't be mapped: one direction after another
             else:
-                return [
-                    tuple({layer: rows[index] for layer, rows in part.items()} for part in many)  # type: ignore[misc]
-                    for index in range(len(seconds))
-                ]
-        return [self.twice(inputs, first, second) for second in seconds]
+                found: dict[tuple[str, ...], Rows] = {
+                    (other,): {layer: rows[j] for layer, rows in slopes.items()}
+                    for j, other in enumerate(seconds)
+                }
+                for one, other in wanted:
+                    i, j = firsts.index(one), seconds.index(other)
+                    found[one, other] = {layer: rows[j, i] for layer, rows in curvatures.items()}
+                return found
+        found = {}
+        for one, other in wanted:
+            if (other, one) not in found:
+                slope, found[one, other] = self.twice(inputs, self.direction(one), self.direction(other))
+                found[other,] = slope
+        return found
+
+    def _mapped(
+        self, inputs: Any, firsts: Sequence[Direction], seconds: Sequence[Direction]
+    ) -> tuple[Rows, Rows]:
+        # ``J second`` (second, rows, dim) and ``f''[first, second]`` (second, first, rows, dim), by layer. The pass at
+        # the base depends on no direction, and its derivative along a second one on no first one: vmap does not
+        # repeat them.
+        inner, outer = self._stacked(firsts), self._stacked(seconds)
+
+        def for_second(second: Direction) -> tuple[Rows, Rows]:
+            def along(moved: Sequence[torch.Tensor]) -> tuple[Rows, Rows]:
+                swaps = dict(zip(second, moved, strict=True))
+                at = [swaps.get(place, self.base[place]) for place in inner]
+
+                def run(weights: Sequence[torch.Tensor]) -> Rows:
+                    return self.run(inputs, {**swaps, **dict(zip(inner, weights, strict=True))})
+
+                def for_first(first: Direction) -> tuple[Rows, Rows]:
+                    made = torch.func.jvp(run, (at,), ([first[place] for place in inner],))
+                    return made[0], made[1]
+
+                return torch.vmap(for_first, out_dims=(None, 0), randomness="error")(inner)
+
+            made = torch.func.jvp(along, ([self.base[place] for place in second],), (list(second.values()),))
+            return made[1][0], made[1][1]
+
+        return torch.vmap(for_second, randomness="error")(outer)
+
+    def _stacked(self, directions: Sequence[Direction]) -> Direction:
+        places = dict.fromkeys(place for direction in directions for place in direction)
+        return {
+            place: torch.stack([
+                direction[place] if place in direction else torch.zeros_like(self.base[place])
+                for direction in directions
+            ])
+            for place in places
+        }  # fmt: skip
 
     def twice(self, inputs: Any, first: Direction, second: Direction) -> tuple[Rows, Rows]:
         """``J second`` and ``f''[first, second]``, by a derivative of a derivative.

@@ -21,7 +21,10 @@ STEPS = 60
 """Products at most, unless told otherwise."""
 
 TOLERANCE = 1e-3
-"""A residual this small, relative to the largest eigenvalue in absolute value, ends the search."""
+"""A residual this small, relative to its eigenvalue, ends the search."""
+
+SMALL = 1e-3
+"""Eigenvalues below this share of the largest in absolute value are as exact as one of this size."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def lanczos(
         size: of the matrix.
         count: how many eigenvalues.
         end: one of [`ENDS`][].
-        tolerance: of the residuals, relative to the largest eigenvalue in absolute value.
+        tolerance: of the residuals, relative to their eigenvalues. Relative to the whole spectrum would not do:
+            most of it is near zero, and near some of that any number is, before the end is found.
         max_steps: products at most. All vectors are kept.
         seed: of the first vector.
         dtype: of the vectors.
@@ -103,8 +107,9 @@ def lanczos(
         exhausted = len(diagonal) == size or beside[-1] <= 10 * eps * scale
         residuals = np.zeros(len(values)) if exhausted else beside[-1] * ends
         chosen = _order(values, end)[:count]
+        sizes = np.maximum(np.abs(values[chosen]), SMALL * scale)
         converged = exhausted or (
-            len(chosen) == count and bool((residuals[chosen] <= tolerance * scale).all())
+            len(chosen) == count and bool((residuals[chosen] <= tolerance * sizes).all())
         )
         if converged or len(diagonal) == max_steps:
             said = [tuple(float(each) for each in array[chosen]) for array in (values, residuals)]

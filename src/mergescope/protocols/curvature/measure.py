@@ -30,7 +30,7 @@ class CurvatureSettings:
     Attributes:
         count: how many eigenvalues.
         end: of the spectrum: ``largest``, ``smallest`` or ``magnitude``.
-        tolerance: of eigenvalues, relative to the largest in absolute value.
+        tolerance: of eigenvalues, relative.
         max_steps: Hessian-vector products at most.
         batchnorm: ``eval`` or ``batch`` (see [`BATCHNORM`][mergescope.training.hessian.BATCHNORM]).
         seed: of the first vector.

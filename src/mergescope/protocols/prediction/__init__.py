@@ -6,6 +6,7 @@ from mergescope.protocols.prediction.interactions import Interaction, interactio
 from mergescope.protocols.prediction.predict import PredictionSettings, predict
 from mergescope.protocols.prediction.result import PredictedTest, Prediction
 from mergescope.protocols.prediction.surface import Outcome, predicted_logits, predicted_normalised
+from mergescope.protocols.prediction.surfaces import Surface, pair_surface
 
 __all__ = [
     "Expansion",
@@ -14,10 +15,12 @@ __all__ = [
     "PredictedTest",
     "Prediction",
     "PredictionSettings",
+    "Surface",
     "expand",
     "interaction",
     "interaction_matrix",
     "measured_linearity",
+    "pair_surface",
     "predict",
     "predicted_linearity",
     "predicted_logits",

@@ -26,6 +26,7 @@ from mergescope.protocols.prediction.gaps import (
 from mergescope.protocols.prediction.interactions import Interaction, interaction
 from mergescope.protocols.prediction.result import PredictedTest, Prediction
 from mergescope.protocols.prediction.surface import Outcome, outcomes
+from mergescope.protocols.prediction.surfaces import BOX, SQUARE, Surface, pair_surface
 from mergescope.protocols.search import GRID, addition_line
 from mergescope.protocols.subset import subset
 from mergescope.readings import Outputs
@@ -45,6 +46,7 @@ class PredictionSettings:
         lams: scaling coefficients of Eq. 2 and Eq. 3.
         pairs: of fine-tunes; None for all.
         grid: coefficients of task addition at which accuracy is predicted.
+        square: coefficients of either of two tasks, over which each pair's accuracy is predicted; none if empty.
         layers: as for [`trace`][mergescope.trace]; the output is added.
         features: what counts as a sample's feature.
         samples: of each data set. Means of gaps need few.
@@ -63,6 +65,7 @@ class PredictionSettings:
     lams: tuple[float, ...] = (0.4,)
     pairs: tuple[tuple[str, str], ...] | None = None
     grid: tuple[float, ...] = GRID
+    square: tuple[float, ...] = SQUARE
     layers: str | Sequence[str] = "blocks"
     features: str = "auto"
     samples: int = 256
@@ -238,7 +241,8 @@ class _Work:
         )  # fmt: skip
         passes = list(found.values())
         return Prediction(
-            tests, self._interactions(found), self._outcomes(found), agreements, s, passes[0].network,
+            tests, self._interactions(found), self._outcomes(found), self._surfaces(found), agreements, s,
+            passes[0].network,
             {name: it.samples for name, it in found.items()}, sum(it.forward_passes for it in passes),
             sum(it.derivatives for it in passes), sum(it.seconds for it in passes),
             max(it.peak_bytes for it in passes), found, self._notes(found),
@@ -272,6 +276,14 @@ class _Work:
             return ()
         grid = sorted({*self.settings.grid, *self.line})
         return outcomes(scored, grid, self.line, seed=self.settings.seed)
+
+    def _surfaces(self, found: Mapping[str, Expansion]) -> tuple[Surface, ...]:
+        scored = self._tasks(found)
+        if not (scored and self.settings.square):
+            return ()
+        return tuple(
+            pair_surface(scored, pair, self.settings.square, seed=self.settings.seed) for pair in self.pairs
+        )
 
     def _tasks(self, found: Mapping[str, Expansion]) -> dict[str, Expansion]:
         own = {data.owner: data for data in found.values() if data.owner in self.models}
@@ -313,6 +325,11 @@ def _require(s: PredictionSettings, models: Mapping[str, Point], held: Mapping[s
         raise MergescopeError(
             f"An interpolation weight is between 0 and 1, got {', '.join(f'{it:g}' for it in wrong)}: at the ends "
             "there is nothing to predict."
+        )
+    if s.square and not any(BOX[0] <= value <= BOX[1] for value in s.square):
+        raise MergescopeError(
+            f"No coefficient of the square is in the search box, {BOX[0]:g} to {BOX[1]:g}, where the best one is "
+            "looked for. Give one, or none at all."
         )
     if any(not lam for lam in (*s.lams, *s.checked, *s.probes)):
         raise MergescopeError("A scaling coefficient of 0 is the base itself. Give others.")

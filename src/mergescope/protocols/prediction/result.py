@@ -13,6 +13,7 @@ from mergescope.protocols.prediction.expansion import Expansion
 from mergescope.protocols.prediction.gaps import GapErrors
 from mergescope.protocols.prediction.interactions import Interaction
 from mergescope.protocols.prediction.surface import Outcome
+from mergescope.protocols.prediction.surfaces import Surface
 from mergescope.protocols.scores import as_fields
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Prediction:
         tests: predicted linearity tests.
         interactions: of every two task vectors, and of each with itself, at every layer.
         outcomes: predicted accuracy of task addition over the grid; empty where it can't be predicted.
+        surfaces: predicted accuracy of each pair over both coefficients; empty where it can't be predicted.
         agreements: predicted against measured, one entry a layer; empty if nothing was measured.
         settings: what was asked for.
         network: name of its class.
@@ -95,6 +97,7 @@ class Prediction:
     tests: tuple[PredictedTest, ...]
     interactions: tuple[Interaction, ...]
     outcomes: tuple[Outcome, ...]
+    surfaces: tuple[Surface, ...]
     agreements: tuple[Agreement, ...]
     settings: PredictionSettings
     network: str
@@ -147,6 +150,8 @@ class Prediction:
             ]
         for outcome in self.outcomes:
             found += _outcome_rows(outcome)
+        for square in self.surfaces:
+            found += square.rows()
         cost = {
             "seconds": round(self.seconds, 3), "forward_passes": self.forward_passes, "peak_bytes": self.peak_bytes,
         }  # fmt: skip

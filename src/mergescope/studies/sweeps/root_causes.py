@@ -35,7 +35,15 @@ from mergescope.studies.rundir import (
     read_rows,
     write_rows,
 )
-from mergescope.studies.sweeps.trainings import Images, Mixture, Trained, Training, described, train_all
+from mergescope.studies.sweeps.trainings import (
+    Images,
+    Mixture,
+    Trained,
+    Training,
+    cost_of,
+    described,
+    train_all,
+)
 from mergescope.tracing import Trace, trace
 from mergescope.tracing.engines import LocalEngine
 from mergescope.training import Recipe
@@ -294,6 +302,11 @@ def _network(config: str) -> str:
     return f"ResNet-{layers}, width {said['width']}"
 
 
+def _passes(rows: Sequence[Row]) -> int:
+    each = {(row.regime, row.parameter, row.points): row.forward_passes for row in rows if row.kind == KIND}
+    return sum(each.values())
+
+
 def config_of(preset: str, data: str) -> RootCausesConfig:
     """A preset on some data.
 
@@ -381,6 +394,7 @@ def run_preset(
             "data": {"source": config.images.data, "fingerprints": {task.name: task.fingerprint for task in tasks}},
             "parts": [task.name for task in tasks],
             "shown layers": list(config.shown_layers),
+            "cost": f"{cost_of(plan.trainings)}; {_passes(rows):,} forward passes of a batch to measure",
             "says": said(rows),
         }  # fmt: skip
         run.write_run(STUDY, preset, json.loads(json.dumps(asdict(config))), provenance)

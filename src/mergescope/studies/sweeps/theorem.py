@@ -35,7 +35,15 @@ from mergescope.studies.rundir import (
     open_run,
     write_rows,
 )
-from mergescope.studies.sweeps.trainings import Images, Mixture, Trained, Training, described, train_all
+from mergescope.studies.sweeps.trainings import (
+    Images,
+    Mixture,
+    Trained,
+    Training,
+    cost_of,
+    described,
+    train_all,
+)
 from mergescope.tracing.engines import LocalEngine
 from mergescope.training import Recipe
 from mergescope.weights.files import atomic_file
@@ -353,6 +361,7 @@ def run_preset(
         (task,) = config.images.tasks()
         provenance = {
             "data": {"source": config.images.data, "fingerprints": {task.name: task.fingerprint}},
+            "cost": f"{cost_of(plan.trainings)}; {len(plan.groups)} checks of {len(checks['base'].pairs)} pairs in all",
             "conventions": {at: list(check.conventions) for at, check in checks.items()},
             "notes": {at: list(check.notes) for at, check in checks.items()},
             "says": "\n\n".join([said(rows), *(str(check) for check in checks.values())]),

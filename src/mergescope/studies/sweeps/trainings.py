@@ -263,3 +263,17 @@ def described(trainings: Sequence[Training], images: Images) -> list[str]:
         f"{sum(len(it.keep) for it in wanted)} checkpoints of {len(wanted)} trainings, of which {len(due)} are to be "
         f"trained: {passed:,} images",
     ]
+
+
+def cost_of(trainings: Sequence[Training]) -> str:
+    """What all trainings of a sweep cost, wherever they were made.
+
+    Args:
+        trainings: of a sweep.
+
+    Returns:
+        Networks, and images passed forward and backward.
+    """
+    wanted = merge_keeps(trainings)
+    passed = sum(max(it.keep) * len(it.data.split("train")) for it in wanted)
+    return f"{len(wanted)} trainings, {passed:,} images passed forward and backward"

@@ -1,0 +1,173 @@
+"""Results pages for documentation: a study's claims, figures and numbers as Markdown, and the index of all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mergescope.errors import StudyError, did_you_mean
+from mergescope.reports.html import build_report, read_about
+from mergescope.reports.sweep_page import PAGES, Judged, headline, judged
+from mergescope.reports.tables import Grid, number
+from mergescope.studies.papers.spec import paper_studies
+from mergescope.studies.registry import find_study
+from mergescope.weights.files import atomic_file
+
+INDEX = "studies.md"
+"""The table of all published studies."""
+
+
+def publish(run_dir: Path, out: Path, name: str | None = None) -> Path:
+    """Write the results page of a finished study, its figures, its claims as data, and the index of all.
+
+    Args:
+        run_dir: run directory of a study that ends in claims.
+        out: directory of results pages.
+        name: of the page; by default the study's.
+
+    Returns:
+        The page.
+
+    Raises:
+        StudyError: the directory holds no finished study of that kind.
+    """
+    about = read_about(run_dir)
+    study = about["study"]
+    known = [*PAGES, *(paper.name for paper in paper_studies())]
+    if study not in known:
+        raise StudyError(
+            f"{run_dir} holds a run of {study!r}, which has no claims to publish.{did_you_mean(str(study), known)} "
+            f"Studies with claims: {', '.join(known)}."
+        )
+    build_report(run_dir)
+    found, name = judged(run_dir, about), name or study
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for figure in found.page.drawings:
+        content = (run_dir / "figures" / f"{figure}.svg").read_bytes()
+        with atomic_file(folder / f"{figure}.svg") as temporary:
+            temporary.write_bytes(content)
+    page = out / f"{name}.md"
+    with atomic_file(page) as temporary:
+        temporary.write_text(_page(name, about, found), encoding="utf-8")
+    with atomic_file(out / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(_data(name, about, found), indent=1) + "\n", encoding="utf-8")
+    with atomic_file(out / INDEX) as temporary:
+        temporary.write_text(_index(out), encoding="utf-8")
+    return page
+
+
+def _source(about: Mapping[str, Any]) -> str:
+    # Where somebody keeps a data set is nobody's business.
+    source = str(about["provenance"]["data"]["source"])
+    return Path(source).name if Path(source).is_absolute() else source
+
+
+def _about(about: Mapping[str, Any]) -> Mapping[str, Any]:
+    # A study of a figure or table says in its run what it is.
+    if "checks" in about["config"]:
+        return dict(about["config"])
+    study = find_study(about["study"])
+    return {"source": study.source, "claims": study.claims, "differs": study.differs}
+
+
+def _command(about: Mapping[str, Any]) -> str:
+    if "checks" in about["config"]:
+        provenance = about["provenance"]
+        root = "" if provenance.get("root") is None else f" --data-root {provenance['root']}"
+        own = "" if provenance.get("family") is None else f" --family {provenance['family']}"
+        return f"mergescope study run {about['study']} --preset {about['preset']}{root}{own}"
+    source = _source(about)
+    data = "" if source == "embedded" else f" --data {source}"
+    return f"mergescope study run {about['study']} --preset {about['preset']}{data}"
+
+
+def _data(name: str, about: Mapping[str, Any], found: Judged) -> dict[str, Any]:
+    return {
+        "name": name, "study": about["study"], "preset": about["preset"], "source": _about(about)["source"],
+        "title": found.page.title,
+        "command": _command(about),
+        "claims": [
+            {
+                "of": group, "says": claim.says, "verdict": claim.verdict, "value": claim.value, "low": claim.low,
+                "high": claim.high, "n": claim.n, "source": claim.source, "reference": claim.reference,
+            }
+            for group, claims in found.claims.items()
+            for claim in claims
+        ],
+        "cost": about["provenance"].get("cost", ""), "versions": about["provenance"].get("versions"),
+    }  # fmt: skip
+
+
+def _page(name: str, about: Mapping[str, Any], found: Judged) -> str:
+    study, page = _about(about), found.page
+    lines = [
+        f"# {page.title}", "", f"Source: {study['source']}. {study['claims']}", "",
+        *([page.lead, ""] if page.lead != study["claims"] else []), "```bash",
+        _command(about), "```", "", f"**{headline(found.verdicts)}** {page.rule}", "",
+    ]  # fmt: skip
+    for group, claims in found.claims.items():
+        heading = f"## Claims: {group}" if group else "## Claims"
+        lines += [heading, "", "| claim | verdict | what should be above 0 | source |", "|---|---|---|---|"]
+        for claim in claims:
+            value = f"{number(claim.value)} [{number(claim.low)}, {number(claim.high)}]"
+            there = f"{claim.source}; there: {claim.reference}" if claim.reference else claim.source
+            lines.append(f"| {_cell(claim.says)} | {claim.verdict} | {value} | {_cell(there)} |")
+        lines.append("")
+    lines += ["## Figures", ""]
+    for figure, drawing in page.drawings.items():
+        lines += [f"![{drawing.alt}]({name}/{figure}.svg)", "", f"*{drawing.caption}*", ""]
+    lines += ["## Numbers", ""] if page.grids else []
+    for grid in page.grids:
+        lines += [*_grid(grid), ""]
+    facts = dict(page.facts) | {"Data": [_source(about)]}
+    lines += ["## How it was made", "", *(f"- {term}: {'; '.join(texts)}" for term, texts in facts.items())]
+    differs = study["differs"].get(about["preset"])
+    if differs and "What differs" not in facts:
+        lines.append(f"- What differs: {differs}")
+    spent = about["provenance"].get("cost")
+    if spent and "Cost" not in facts:
+        lines.append(f"- Cost: {spent}")
+    versions = about["provenance"].get("versions") or {}
+    lines.append(f"- Versions: {', '.join(f'{package} {version}' for package, version in versions.items())}")
+    lines.append(f"- Claims as data: [{name}.json]({name}.json)")
+    return "\n".join(lines) + "\n"
+
+
+def _grid(grid: Grid) -> list[str]:
+    rows = [f"| {' | '.join(map(_cell, grid.columns))} |", f"|{'---|' * len(grid.columns)}"]
+    for name, cells in grid.rows:
+        shown = [f"{cell.text} ({cell.note})" if cell.note else cell.text for cell in cells]
+        rows.append(f"| {' | '.join(map(_cell, (name, *shown)))} |")
+    return [f"**{grid.title}**", "", *rows]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _index(out: Path) -> str:
+    lines = [
+        "# Studies: what the papers say, and what came out here", "",
+        "Made by `mergescope study publish`. Every verdict follows from an interval: a claim *holds* if the whole of "
+        "it is above 0, *does not hold* if it is below, and is *inconclusive* otherwise.", "",
+        "| study | source | hold | do not | inconclusive | command |", "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for path in sorted(out.glob("*.json")):
+        said = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(said, dict) or not {"claims", "study", "command"} <= said.keys():
+            continue  # other results
+        counts = _counts([claim["verdict"] for claim in said["claims"]])
+        lines.append(
+            f"| [{said['name']}]({said['name']}.md): {_cell(said['title'])} | {said['source']} | "
+            f"{' | '.join(map(str, counts))} | `{said['command']}` |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _counts(verdicts: Sequence[str]) -> list[int]:
+    from mergescope.studies.claims import FAILS, HOLDS, OPEN
+
+    return [verdicts.count(verdict) for verdict in (HOLDS, FAILS, OPEN)]

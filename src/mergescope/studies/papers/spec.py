@@ -1,0 +1,152 @@
+"""What a study of a figure or table is: one YAML file, read strictly."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mergescope.errors import StudyError
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+COMMANDS = ("equations", "measure", "search", "soup", "stitch", "disentangle", "evaluate", "geometry")
+"""Commands that steps run; each writes a run directory."""
+
+
+class Step(BaseModel):
+    """One command on a family.
+
+    Attributes:
+        command: of [`COMMANDS`][].
+        options: what follows it, besides family, regime and limit.
+        regimes: one run each.
+        seeds: one run for every repetition of the family, rather than for the first only.
+        figures: names of figures of the command's own report that the study shows, of the first regime and seed.
+        limits: preset to samples of a data set; 0 for all.
+    """
+
+    model_config = _STRICT
+
+    command: Literal[
+        "equations", "measure", "search", "soup", "stitch", "disentangle", "evaluate", "geometry"
+    ]
+    options: tuple[str, ...] = ()
+    regimes: tuple[str, ...] = ("full",)
+    seeds: bool = False
+    figures: tuple[str, ...] = ()
+    limits: dict[str, int] = Field(default_factory=lambda: {"quick": 16, "cpu": 128, "paper": 0})
+
+
+class Check(BaseModel):
+    """Something that should be above 0, and how it is computed from rows.
+
+    Attributes:
+        says: the claim, in words.
+        kind: ``every``: in every row of ``rows``, less ``than`` in the row of the same layer, points and parameter
+            (or less the number ``least``), the worst one decides; ``mean``: the mean over rows less the other; for
+            several repetitions, both give one value each.
+        rows: fields that rows must have, ``*`` for anything; ``step`` is the step's number, ``regime`` the regime's
+            label.
+        than: fields that the other rows must have, in place of those of ``rows``.
+        times: the other rows count so many times.
+        least: a number to be above.
+        most: a number to be below.
+        reference: what the source found.
+    """
+
+    model_config = _STRICT
+
+    says: str
+    kind: Literal["every", "mean"]
+    rows: dict[str, Any]
+    than: dict[str, Any] | None = None
+    times: float = 1.0
+    least: float | None = None
+    most: float | None = None
+    reference: str = ""
+
+
+class PaperStudy(BaseModel):
+    """A figure or table of a paper.
+
+    Attributes:
+        name: what the user types.
+        title: a question.
+        source: paper, section, figures.
+        claims: what the source says.
+        setting: of the source.
+        family: preset to the name of its models (see ``families.yaml``).
+        steps: what is run.
+        checks: what should come out.
+        differs: preset to what differs from the source, and why.
+    """
+
+    model_config = _STRICT
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]+$")
+    title: str
+    source: str
+    claims: str
+    setting: str
+    family: dict[str, str]
+    steps: tuple[Step, ...] = Field(min_length=1)
+    checks: tuple[Check, ...] = Field(min_length=1)
+    differs: dict[str, str] = Field(default_factory=dict)
+
+
+@lru_cache(maxsize=1)
+def paper_studies() -> tuple[PaperStudy, ...]:
+    """All studies of figures and tables, in the order of their files.
+
+    Returns:
+        The studies.
+
+    Raises:
+        StudyError: a file is not as it should be.
+
+    Example:
+        >>> "ctl-fig7" in [study.name for study in paper_studies()]
+        True
+    """  # noqa: DOC502 (raised by what this calls)
+    found = []
+    folder = files("mergescope.studies.papers") / "specs"
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".yaml"):
+            found += [read_study(said, file.name) for said in yaml.safe_load_all(file.read_text("utf-8"))]
+    return tuple(found)
+
+
+def read_study(said: Any, where: str) -> PaperStudy:
+    """Read one study.
+
+    Args:
+        said: content of its document.
+        where: name of the file, for errors.
+
+    Returns:
+        The study.
+
+    Raises:
+        StudyError: it is not as it should be; all problems are listed.
+
+    Example:
+        >>> read_study({"name": "a-study"}, "mine.yaml")
+        Traceback (most recent call last):
+        ...
+        mergescope.errors.StudyError: mine.yaml, study a-study:
+          - title: Field required
+        ...
+    """
+    try:
+        return PaperStudy.model_validate(said)
+    except ValidationError as error:
+        name = said.get("name", "without a name") if isinstance(said, dict) else "without a name"
+        problems = "\n".join(
+            f"  - {'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise StudyError(f"{where}, study {name}:\n{problems}") from error

@@ -1,0 +1,235 @@
+"""Studies of figures and tables: files, claims from rows, families, steps, pages."""
+
+import dataclasses
+
+import pytest
+from typer.testing import CliRunner
+
+from mergescope.cli import app
+from mergescope.errors import MergescopeError, StudyError
+from mergescope.reports import build_report
+from mergescope.reports.publish import publish
+from mergescope.studies.papers import runner
+from mergescope.studies.papers.checks import Result, claims_of
+from mergescope.studies.papers.data_sets import Sources
+from mergescope.studies.papers.families import FAMILIES
+from mergescope.studies.papers.runner import PRESETS, Where, find_paper_study, jobs, plan_lines, run_study
+from mergescope.studies.papers.spec import Check, paper_studies, read_study
+from mergescope.studies.rundir import RESULTS, Row, read_rows
+
+
+def run(*arguments):
+    """In this process; errors of ours come through."""
+    result = CliRunner().invoke(app, ["study", *map(str, arguments)], catch_exceptions=False)
+    if isinstance(result.exception, MergescopeError):
+        raise result.exception
+    return result.stdout
+
+
+# --- files
+
+
+def test_every_study_has_a_name_of_its_own_models_and_checks():
+    studies = paper_studies()
+    names = [study.name for study in studies]
+    assert len(names) == len(set(names)) >= 15
+    for study in studies:
+        assert set(study.family) <= set(PRESETS)
+        for step in study.steps:
+            assert set(step.limits) == set(PRESETS)
+        for check in study.checks:
+            assert (check.than is not None) + (check.least is not None) + (check.most is not None) == 1, (
+                study.name
+            )
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"steps": []}, "steps: Tuple should have at least 1 item"),
+        ({"stepp": 1}, "stepp: Extra inputs are not permitted"),
+        ({"steps": [{"command": "delete"}]}, "steps.0.command: Input should be"),
+        ({"checks": [{"says": "a", "kind": "some", "rows": {}}]}, "checks.0.kind: Input should be"),
+        ({"name": "A study"}, "name: String should match pattern"),
+    ],
+)
+def test_wrong_files_are_refused_with_the_place(change, says):
+    said = {**paper_studies()[0].model_dump(), **change}
+    with pytest.raises(StudyError, match=says):
+        read_study(said, "mine.yaml")
+
+
+# --- claims
+
+
+def study_with(*checks):
+    return paper_studies()[0].model_copy(update={"checks": checks})
+
+
+def row(mean, low=None, high=None, **more):
+    said = {
+        "network": "net",
+        "regime": "full",
+        "kind": "ctl",
+        "points": "a + b",
+        "data": "d",
+        "measure": "cos",
+    }
+    return Row(
+        **{**said, **more}, mean=mean, low=mean if low is None else low, high=mean if high is None else high
+    )
+
+
+def claim(check, *rows, regime="full"):
+    return claims_of(study_with(check), [Result(0, regime, 0, list(rows))])[0]
+
+
+EVERY = Check(says="a", kind="every", rows={"measure": "cos"}, than={"measure": "baseline"})
+
+
+def test_the_worst_case_decides_about_every():
+    rows = [
+        row(0.9, 0.88, 0.92, layer="0"), row(0.5, 0.49, 0.51, layer="0", measure="baseline"),
+        row(0.8, 0.75, 0.85, layer="1"), row(0.7, 0.69, 0.71, layer="1", measure="baseline"),
+    ]  # fmt: skip
+    found = claim(EVERY, *rows)
+    assert (round(found.value, 6), round(found.low, 6), round(found.high, 6)) == (0.1, 0.04, 0.16)
+    assert found.verdict == "holds" and found.n == 2
+    rows[2] = row(0.6, 0.59, 0.61, layer="1")
+    assert claim(EVERY, *rows).verdict == "does not hold"
+    rows[2] = row(0.7, 0.6, 0.8, layer="1")
+    assert claim(EVERY, *rows).verdict == "inconclusive"
+
+
+def test_layers_that_are_linear_by_construction_are_no_evidence():
+    rows = [
+        row(0.9, layer="1"), row(0.5, layer="1", measure="baseline"),
+        row(0.1, layer="0", trivial=True), row(0.5, layer="0", measure="baseline", trivial=True),
+    ]  # fmt: skip
+    assert claim(EVERY, *rows).n == 1
+
+
+def test_limits_from_both_sides():
+    near = [row(0.95, 0.93, 0.97, layer=str(place)) for place in range(3)]
+    least = Check(says="a", kind="every", rows={"measure": "cos"}, least=0.9)
+    most = Check(says="a", kind="every", rows={"measure": "cos"}, most=0.96)
+    assert claim(least, *near).verdict == "holds"
+    assert claim(most, *near).verdict == "inconclusive"
+    assert claim(most, *[row(0.99, 0.98, 1.0)]).verdict == "does not hold"
+
+
+def test_means_of_regimes_are_compared():
+    check = Check(
+        says="a", kind="mean", rows={"measure": "accuracy", "regime": "attention-1"}, than={"regime": "full"}
+    )
+    results = [
+        Result(0, "full", 0, [row(0.5, 0.45, 0.55, measure="accuracy")]),
+        Result(0, "attention-1", 0, [row(0.7, 0.65, 0.75, measure="accuracy")]),
+    ]
+    found = claims_of(study_with(check), results)[0]
+    assert round(found.value, 6) == 0.2 and found.verdict == "holds"
+
+
+def test_repetitions_are_judged_by_their_spread():
+    check = Check(says="a", kind="mean", rows={"measure": "cos"}, least=0.5)
+    results = [Result(0, "full", seed, [row(value)]) for seed, value in enumerate((0.6, 0.61, 0.62))]
+    found = claims_of(study_with(check), results)[0]
+    assert found.n == 3 and found.verdict == "holds"
+    results = [Result(0, "full", seed, [row(value)]) for seed, value in enumerate((0.3, 0.6, 0.9))]
+    assert claims_of(study_with(check), results)[0].verdict == "inconclusive"
+
+
+def test_a_claim_without_rows_is_an_error():
+    with pytest.raises(StudyError, match="no rows for the claim 'a'"):
+        claim(EVERY, row(0.9, measure="coef"))
+
+
+# --- runs
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("studies")
+
+
+@pytest.mark.demo
+def test_a_study_runs_from_nothing_and_is_read_the_second_time(work, monkeypatch):
+    study = find_paper_study("ctl-fig5")
+    where = Where(work / "fig5", work / "work", Sources(None), progress=False)
+    first = run_study(study, "quick", where)
+    rows = read_rows(first.path / RESULTS)
+    assert [each.points for each in rows] == [check.says for check in study.checks]
+    said = first.read_run()["provenance"]
+    assert len(said["steps"]) == 1 and said["steps"][0]["command"].startswith(
+        "mergescope equations --family one-task"
+    )
+    assert str(work) not in said["steps"][0]["command"]
+
+    def never(words):
+        raise AssertionError(words)
+
+    monkeypatch.setattr(runner, "_command", never)
+    again = run_study(study, "quick", where)
+    assert list(map(repr, read_rows(again.path / RESULTS))) == list(
+        map(repr, rows)
+    )  # NaN differs from itself
+    # Fig. 6 needs the same pass.
+    run_study(find_paper_study("ctl-fig6"), "quick", dataclasses.replace(where, out=work / "fig6"))
+    page = build_report(first.path).read_text()
+    assert study.checks[0].says in page and "layers" in {
+        path.stem for path in (first.path / "figures").iterdir()
+    }
+    published = publish(first.path, work / "pages").read_text()
+    assert "mergescope study run ctl-fig5 --preset quick" in published and str(work) not in published
+
+
+@pytest.mark.demo
+@pytest.mark.parametrize("name", ["rotated-digits", "split-images", "images"])
+def test_families_are_made_offline_and_grow_by_regimes(work, name):
+    from mergescope.studies.families import read_family
+    from mergescope.studies.papers.families import Workshop
+
+    shop = Workshop(work / "families", Sources(None), "quick", progress=False)
+    family = read_family(FAMILIES[name](shop))
+    assert family.regimes == ("full",) and len(family.tasks) >= 2
+    if name == "images":
+        more = read_family(FAMILIES[name](dataclasses.replace(shop, regimes=("attention-1",))))
+        assert set(more.regimes) == {"full", "attention-1"}
+
+
+def test_plans_name_every_command_and_make_nothing(tmp_path):
+    study = find_paper_study("attn-table1")
+    where = Where(tmp_path / "out", tmp_path / "work", Sources(None))
+    lines = plan_lines(study, "cpu", where)
+    assert len(lines) == 1 + len(jobs(study, "cpu", where)) == 10
+    assert "mergescope search --family images --regime attention-1 --limit 256  (seed 2)" in lines
+    own = plan_lines(study, "cpu", dataclasses.replace(where, family="mine", regime="lora"))
+    assert own[1:] == ["mergescope search --family mine --regime lora --limit 256"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_study_lacks_is_said(tmp_path):
+    where = Where(tmp_path / "out", tmp_path / "work")
+    with pytest.raises(StudyError, match="no preset 'cpuu'.*Did you mean: cpu"):
+        jobs(find_paper_study("ctl-fig5"), "cpuu", where)
+    with pytest.raises(StudyError, match="no models for the preset paper.*--family DIR"):
+        jobs(find_paper_study("ctl-fig5"), "paper", where)
+    with pytest.raises(StudyError, match="no study 'ctl-fig55'. Did you mean: ctl-fig5"):
+        find_paper_study("ctl-fig55")
+
+
+def test_the_command_line_lists_shows_and_plans(tmp_path):
+    assert "ctl-fig7" in run("list") and "attn-table1" in run("list")
+    shown = run("show", "attn-table1")
+    assert "87.4 against 77.0" in shown and "--preset cpu" in shown
+    planned = run("run", "--all", "--preset", "quick", "--dry-run", "--work", tmp_path / "work")
+    assert all(study.name in planned for study in paper_studies())
+    for arguments, says in (
+        (["run"], "Name a study, or give --all"),
+        (["run", "ctl-fig7", "--all"], "Name a study, or give --all"),
+        (["run", "ctl-fig7", "--data-root", tmp_path / "none"], "no directory .*none"),
+        (["run", "--all", "--out", tmp_path], "--out is of one study"),
+        (["run", "digits", "--data-root", tmp_path], "digits takes --data"),
+    ):
+        with pytest.raises(StudyError, match=says):
+            run(*arguments)
