@@ -267,6 +267,24 @@ def test_of_another_network_the_error_is_that_on_left_out_networks(ruled, tmp_pa
         assert ("on left-out networks sign conflict erred by 0.30" in said.text) != helps
 
 
+def test_the_bases_accuracy_is_gone_by_where_it_tells_more(tmp_path):
+    path = tmp_path / "rule.json"
+    found = analyse(planted("base"))
+    assert found.bases["average"].helps and found.bases["average"].left_tasks.mae.value < 0.02
+    assert any("takes labels but no merge" in sentence for sentence in findings(found))
+    write_rules(content(found), path)
+    figures = {"models": 2.0, "conflict": 0.2, "cosine": 0.2, "length": 0.2}
+    assert expected("weights", figures, path=path).predictor is None
+    said = expected("weights", {**figures, "base": 0.3}, path=path)
+    assert said.predictor == "base" and said.helps and said.value == pytest.approx(1.0 - 0.27, abs=0.02)
+    assert "the base's own normalised accuracy 0.30" in said.text
+
+
+def test_a_figure_that_beats_the_bases_accuracy_goes_first(ruled):
+    said = expected("weights", {"models": 2.0, "conflict": 0.2, "base": 0.3}, path=ruled)
+    assert said.predictor == "conflict"
+
+
 def test_a_rule_that_does_not_help_is_not_used(tmp_path):
     path = tmp_path / "rule.json"
     write_rules(content(analyse(planted("nothing", noise=0.1))), path)

@@ -233,6 +233,38 @@ def test_directions_are_mapped_over_or_taken_one_by_one(monkeypatch):
         assert_close(mapped.of(term, "output"), single.of(term, "output"), 1e-10)
 
 
+@pytest.mark.parametrize(("first", "mapped"), [(1, 1), (2, 2), (2, 4), (3, 2), (8, 8)])
+def test_blocks_of_any_shape_have_the_derivatives_of_pairs_one_by_one(monkeypatch, first, mapped):
+    net = make_net("vit").double()
+    base, *tuned = family(net, names=("base", "a", "b", "c", "d", "e"))
+    vectors = {model.name: task_vector(model, base) for model in tuned}
+    # Others move other weights: of one, nothing; of one, the head only.
+    vectors["c"] = base - base
+    head = {
+        key: tuned[3].state_dict()[key] if "head" in key else value
+        for key, value in base.state_dict().items()
+    }
+    vectors["d"] = task_vector(ms.Checkpoint(head, name="head"), base)
+    keys, layers = {key: key for key in net.state_dict()}, ["blocks.0", "blocks.1"]
+    inputs = labelled_batches(4, 4)[0][0].double()
+    net.load_state_dict(base.state_dict())
+    monkeypatch.setattr(derivatives, "FIRST", first)
+    monkeypatch.setattr(derivatives, "MAPPED", mapped)
+    made = Derivatives(net, keys, layers, Features.of(net), vectors)
+    found = made.of(inputs)
+    assert list(found) == terms_of(list(vectors)) and made.derivatives == 10  # of four that move
+    for one, other in (term for term in found if len(term) == 2):
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            if "c" in (one, other):
+                assert all(not rows.any() for rows in found[one, other].values())
+                continue
+            slope, curvature = made.twice(inputs, made.direction(one), made.direction(other))
+        for at in (*layers, "output"):
+            torch.testing.assert_close(found[one, other][at], curvature[at], rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(found[other,][at], slope[at], rtol=1e-9, atol=1e-12)
+    assert found["a", "b"]["output"].abs().max() > 1e-3
+
+
 class Asking(nn.Linear):
     """A layer that looks at its values, which can't be mapped over."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
@@ -62,6 +63,7 @@ def expected_of_measurement(given: Given, found: Measurement) -> Expected | None
     # In a linearised network gaps are rounding, and no rule was validated on them.
     if not found.linearized:
         figures |= over_pairs({**linearity_figures(it), **more_figures(it)} for it in pairs)
+    figures["base"] = _base_of_measurement(given, found)
     return expected("features", figures, network_name(given.held[0].model), linearized=found.linearized)
 
 
@@ -89,7 +91,23 @@ def expected_of_prediction(opened: Opened, found: Prediction) -> Expected | None
         )
         groups = [test.predicted for test in found.tests if test.kind == "eq1"] or [tests[pairs[0]]]
         figures |= linearity_figures(groups[0], "predicted_eq1_")
+    base = [outcome.normalised.mean for outcome in found.outcomes if outcome.lam == 0]
+    figures["base"] = base[0] if base else math.nan
     return expected("derivatives", figures, network_name(opened.given.held[0].model))
+
+
+def _base_of_measurement(given: Given, found: Measurement) -> float:
+    # On the task of every fine-tune, where the data have labels: the base's accuracy over the fine-tune's own.
+    ratios = []
+    for held in given.held:
+        base, own = (
+            found.losses.get((str(model), held.name), {}).get("accuracy")
+            for model in (found.base, held.owner)
+        )
+        if held.owner is None or base is None or own is None or not own.mean:
+            return math.nan
+        ratios.append(base.mean / own.mean)
+    return float(np.mean(ratios)) if len(ratios) == len(given.models) else math.nan
 
 
 def _interaction(found: Prediction, pair: str) -> Mapping[str, float]:

@@ -270,7 +270,8 @@ class Derivatives:
                     made = torch.func.jvp(run, (at,), ([first[place] for place in inner],))
                     return made[0], made[1]
 
-                return torch.vmap(for_first, out_dims=(None, 0), randomness="error")(inner)
+                once: Any = (None, 0)  # features at the base are those of no first direction
+                return torch.vmap(for_first, out_dims=once, randomness="error")(inner)
 
             made = torch.func.jvp(along, ([self.base[place] for place in second],), (list(second.values()),))
             return made[1][0], made[1][1]

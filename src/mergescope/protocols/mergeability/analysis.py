@@ -101,17 +101,41 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class BaseRule:
+    """The control that takes labels: the base's own normalised accuracy, which needs no merge.
+
+    Attributes:
+        rule: fitted on all cases.
+        left_tasks: held-out score, leaving out one task at a time.
+        left_networks: the same, one network at a time; None with fewer than three.
+        gained: how much smaller the mean error is than that of the number of models alone, on left-out tasks.
+    """
+
+    rule: Rule
+    left_tasks: Score
+    left_networks: Score | None
+    gained: Number
+
+    @property
+    def helps(self) -> bool:
+        """Whether it tells more than the number of models does, beyond chance."""
+        return self.gained.low > 0
+
+
+@dataclass(frozen=True)
 class Analysis:
     """Everything of one collection.
 
     Attributes:
         tables: outcome to the cases that it was judged on.
+        bases: outcome to the rule of the base's own accuracy, where that is known.
         related: one a predictor and outcome.
         verdicts: one a level and outcome.
         notes: what a reader should know.
     """
 
     tables: Mapping[str, Table]
+    bases: Mapping[str, BaseRule]
     related: tuple[Related, ...]
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...]
@@ -180,7 +204,8 @@ def analyse(cases: Sequence[Case], *, seed: int = 0) -> Analysis:
             if any(PREDICTORS[name].level == of[-1] for name in names):
                 it = _verdict(table, level, outcome, names, seed)
                 verdicts += [it] if it.left_tasks.cases else []
-    return Analysis(tables, tuple(related), tuple(verdicts), tuple(_notes(cases, tables, verdicts)))
+    bases = {outcome: _base(table, seed) for outcome, table in tables.items() if "base" in table.names}
+    return Analysis(tables, bases, tuple(related), tuple(verdicts), tuple(_notes(cases, tables, verdicts)))
 
 
 def _related(table: Table, outcome: str, seed: int) -> list[Related]:
@@ -217,6 +242,17 @@ def _verdict(table: Table, level: str, outcome: str, known: Sequence[str], seed:
         None if plain is None else score(table, plain, seed=seed), chosen,
         {name: less_error(table, predicted, control[:, 0], seed=seed) for name, control in against.items()},
         {name: score(table, control[:, 0], seed=seed) for name, control in against.items()}, predicted,
+    )  # fmt: skip
+
+
+def _base(table: Table, seed: int) -> BaseRule:
+    by_task = held_out(table, [None, "base"])
+    networks = len(table.left_out("network")) > 2
+    other = held_out(table, ["base"], "network")[:, 0] if networks else None
+    return BaseRule(
+        fitted(table, "base"), score(table, by_task[:, 1], seed=seed),
+        None if other is None else score(table, other, seed=seed),
+        less_error(table, by_task[:, 1], by_task[:, 0], seed=seed),
     )  # fmt: skip
 
 

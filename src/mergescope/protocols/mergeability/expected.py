@@ -10,7 +10,7 @@ from typing import Any
 
 from mergescope.errors import StudyError, did_you_mean
 from mergescope.merging.findings import plain
-from mergescope.protocols.mergeability.predictors import KNOWN, PREDICTORS
+from mergescope.protocols.mergeability.predictors import CONTROLS, KNOWN, PREDICTORS
 from mergescope.protocols.mergeability.rule_file import FILE, read_rules
 from mergescope.protocols.mergeability.rules import Rule
 
@@ -68,8 +68,10 @@ def expected(
 ) -> Expected | None:
     """What to expect of a merge.
 
-    Where the figure of the rule does not reliably tell more than the number of models, has no value, or told less than
-    that on left-out networks and this network is none of those that were validated, the number of models is left.
+    The rule of the level's figure is used if it reliably tells more than the number of models, and the figure is known;
+    for a network that is none of those that were validated, also only if it told more on left-out networks. Then comes
+    the base's own normalised accuracy on the same terms, where ``figures`` have it (``base``); it goes first where the
+    figure was not better than it. Else the number of models is left.
 
     Args:
         level: what is known: ``"weights"``, ``"features"`` or ``"derivatives"``.
@@ -97,54 +99,69 @@ def expected(
     said = next((it for it in file["rules"] if (it["level"], it["outcome"]) == (level, outcome)), None)
     if said is None:
         return None
-    models, name = round(figures["models"]), said["rule"]["predictor"]
+    models = round(figures["models"])
     foreign = network is not None and network not in file["networks"] and said["networks_mae"] is not None
-    instead = _reason(file, said, figures, foreign)
-    rule = Rule(**said["fallback" if instead else "rule"])
-    value = rule(models, 0.0 if instead else figures[name])
-    error = said["controls"]["models"][0] if instead else said["mae"][0]
-    if foreign:
-        error = said["networks_models_mae" if instead else "networks_mae"]
-    outside = _outside(file, rule, models, None if instead else figures[name], network, linearized)
-    text = f"Expected {_OF[outcome]}: {value:.2f} ± {error:.2f} (rule: {instead or _validated(file, said, figures)})."
-    if not instead and not said["beats_all_controls"]:
+    used = _used(said, figures, foreign)
+    rule = Rule(**used["rule"])
+    name = rule.predictor
+    value = rule(models, 0.0 if name is None else figures[name])
+    error = used["networks_mae"] if foreign else used["mae"][0]
+    outside = _outside(file, rule, models, None if name is None else figures[name], network, linearized)
+    text = f"Expected {_OF[outcome]}: {value:.2f} ± {error:.2f} (rule: {_told(file, said, rule, figures)})."
+    if name not in (None, "base") and not said["beats_all_controls"]:
         text += " It is not reliably better than all of these."
-    if not instead and said["networks_mae"] is not None and not foreign:
+    if name is not None and used["networks_mae"] is not None and not foreign:
         text += (
-            f" On networks left out, the figure chosen without them, it errs by {said['networks_mae']:.2f}, the number "
-            f"of models alone by {said['networks_models_mae']:.2f}."
+            f" On networks left out it errs by {used['networks_mae']:.2f}, the number of models alone by "
+            f"{said['networks_models_mae']:.2f}."
         )
-    if instead:
+    if name is None:
         text += " Better measure the merge itself: mergescope evaluate."
     if outside:
         text += f" Outside of what was validated: {'; '.join(outside)}."
-    return Expected(
-        outcome, value, error, None if instead else name, not instead, not outside, f"{text} See {PAGE}."
-    )
+    return Expected(outcome, value, error, name, name is not None, not outside, f"{text} See {PAGE}.")
 
 
-def _reason(
-    file: Mapping[str, Any], said: Mapping[str, Any], figures: Mapping[str, float], foreign: bool
-) -> str | None:
-    # Why the number of models is all that is gone by; None if the figure is.
-    name, alone = said["rule"]["predictor"], "the number of models alone"
+def _used(said: Mapping[str, Any], figures: Mapping[str, float], foreign: bool) -> Mapping[str, Any]:
+    # The rule that is gone by, with its errors.
+    alone = {
+        "rule": said["fallback"], "mae": said["controls"]["models"], "networks_mae": said["networks_models_mae"],
+    }  # fmt: skip
+    ways = [said, said["base"]] if said["beats_all_controls"] else [said["base"], said]
+    for way in ways:
+        if (
+            way is None
+            or not way["helps"]
+            or not math.isfinite(figures.get(way["rule"]["predictor"], math.nan))
+        ):
+            continue
+        if not foreign or way["networks_mae"] < said["networks_models_mae"]:
+            return way
+    return alone
+
+
+def _told(file: Mapping[str, Any], said: Mapping[str, Any], rule: Rule, figures: Mapping[str, float]) -> str:
+    own, controls = said["rule"]["predictor"], said["controls"]
+    mean = f"mean error on left-out tasks of {_many(file)}"
+    alone = f"of the number of models alone {controls['models'][0]:.2f}"
+    if rule.predictor == "base":
+        errs = f"{mean} {said['base']['mae'][0]:.2f}, {alone}"
+        text = f"{CONTROLS['base']} {figures['base']:.2f} and the number of models; {errs}"
+        return (
+            text
+            if said["beats_all_controls"]
+            else f"{text}; nothing known from {said['level']} reliably told more"
+        )
+    if rule.predictor is not None:
+        base = f", with {CONTROLS['base']} {controls['base'][0]:.2f}" if "base" in controls else ""
+        title = f"{PREDICTORS[rule.predictor].title} {figures[rule.predictor]:.3g}"
+        return f"{title} and the number of models; {mean} {said['mae'][0]:.2f}, {alone}{base}"
+    text = f"the number of models alone, {mean} {controls['models'][0]:.2f}"
     if not said["helps"]:
-        return f"{alone}; nothing known from {said['level']} reliably told more on left-out tasks of {_many(file)}"
-    if not math.isfinite(figures.get(name, math.nan)):
-        return f"{alone}; {PREDICTORS[name].title}, which tells more, has no value here"
-    if foreign and said["networks_mae"] >= said["networks_models_mae"]:
-        erred = f"{PREDICTORS[name].title} erred by {said['networks_mae']:.2f}"
-        return f"{alone}; on left-out networks {erred}, more than that"
-    return None
-
-
-def _validated(file: Mapping[str, Any], said: Mapping[str, Any], figures: Mapping[str, float]) -> str:
-    name, controls = said["rule"]["predictor"], said["controls"]
-    base = f", with the base's own accuracy {controls['base'][0]:.2f}" if "base" in controls else ""
-    return (
-        f"{PREDICTORS[name].title} {figures[name]:.3g} and the number of models; mean error on left-out tasks of "
-        f"{_many(file)} {said['mae'][0]:.2f}, of the number of models alone {controls['models'][0]:.2f}{base}"
-    )
+        return f"{text}; nothing known from {said['level']} reliably told more"
+    if not math.isfinite(figures.get(own, math.nan)):
+        return f"{text}; {PREDICTORS[own].title}, which tells more, has no value here"
+    return f"{text}; on left-out networks {PREDICTORS[own].title} erred by {said['networks_mae']:.2f}, more than that"
 
 
 def _many(file: Mapping[str, Any]) -> str:

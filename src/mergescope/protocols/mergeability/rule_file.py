@@ -20,7 +20,7 @@ from typing import Any
 from mergescope._version import __version__
 from mergescope.errors import StudyError, did_you_mean
 from mergescope.merging.findings import plain
-from mergescope.protocols.mergeability.analysis import Analysis, Verdict
+from mergescope.protocols.mergeability.analysis import Analysis, BaseRule, Verdict
 from mergescope.protocols.mergeability.predictors import PREDICTORS
 from mergescope.protocols.mergeability.rules import Rule
 from mergescope.weights.files import atomic_file
@@ -47,7 +47,7 @@ def content(found: Analysis) -> dict[str, Any]:
         "families": sorted({case.family for case in cases}), "units": len({case.unit for case in cases}),
         "cases": len(cases), "tasks": sorted({model for case in cases for model in case.models}),
         "networks": sorted({case.network for case in cases}),
-        "rules": [_said(it) for it in found.verdicts],
+        "rules": [_said(it, found.bases.get(it.outcome)) for it in found.verdicts],
     }))  # fmt: skip
 
 
@@ -83,8 +83,8 @@ def read_rules(path: Path = FILE) -> dict[str, Any]:
         if found["version"] > VERSION:
             raise StudyError(f"{path} was written by a newer mergescope. Update this one.")
         for rule in found["rules"]:
-            for part in ("rule", "fallback"):
-                Rule(**rule[part])
+            for part in (rule["rule"], rule["fallback"], *([rule["base"]["rule"]] if rule["base"] else [])):
+                Rule(**part)
             float(rule["mae"][0]), float(rule["controls"]["models"][0])
             name = rule["rule"]["predictor"]
             if name is not None and name not in PREDICTORS:
@@ -96,8 +96,13 @@ def read_rules(path: Path = FILE) -> dict[str, Any]:
         raise StudyError(f"{path} can't be read ({type(error).__name__}: {error}). {again}") from error
 
 
-def _said(it: Verdict) -> dict[str, Any]:
+def _said(it: Verdict, base: BaseRule | None) -> dict[str, Any]:
     return {
+        "base": None if base is None else {
+            "helps": base.helps, "rule": asdict(base.rule), "mae": _number(base.left_tasks.mae),
+            "gained": _number(base.gained),
+            "networks_mae": None if base.left_networks is None else base.left_networks.mae.value,
+        },
         "level": it.level, "outcome": it.outcome, "helps": it.helps, "beats_all_controls": it.beats,
         "rule": asdict(it.rule), "fallback": asdict(it.fallback), "mae": _number(it.left_tasks.mae),
         "r2": _number(it.left_tasks.r2), "rank": it.left_tasks.rank,

@@ -65,6 +65,7 @@ def findings(found: Analysis) -> list[str]:
     for level in COMMANDS:
         said = [it for it in found.verdicts if (it.level, it.outcome) == (level, "average")]
         out += [_of_level(found, it) for it in said]
+    out += _of_base(found)
     others = [it for it in found.verdicts if it.outcome not in ("average", "recovered")]
     for outcome in dict.fromkeys(it.outcome for it in others):
         out.append(_of_outcome([it for it in others if it.outcome == outcome]))
@@ -157,6 +158,24 @@ def _of_level(found: Analysis, it: Verdict) -> str:
                 f"{same[0].left_networks.mae.value:.3f}"
             )
     return f"{text}."
+
+
+def _of_base(found: Analysis) -> list[str]:
+    if "average" not in found.bases:
+        return []
+    it = found.bases["average"]
+    verdict = "more than chance" if it.helps else "not more than chance"
+    networks = (
+        ""
+        if it.left_networks is None
+        else f"; on networks left out it errs by {it.left_networks.mae.value:.3f}"
+    )
+    return [
+        f"The base's own normalised accuracy, which takes labels but no merge, errs by {it.left_tasks.mae.value:.3f} "
+        f"[{it.left_tasks.mae.low:.3f}, {it.left_tasks.mae.high:.3f}] on left-out tasks (R² "
+        f"{it.left_tasks.r2.value:.2f}); the gain over the number of models alone is {it.gained.value:.3f} "
+        f"[{it.gained.low:.3f}, {it.gained.high:.3f}], {verdict}{networks}."
+    ]
 
 
 def _of_outcome(of: Sequence[Verdict]) -> str:
