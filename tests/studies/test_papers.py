@@ -197,6 +197,21 @@ def test_families_are_made_offline_and_grow_by_regimes(work, name):
         assert set(more.regimes) == {"full", "attention-1"}
 
 
+@pytest.mark.demo
+def test_geometry_is_a_step_without_passes(work):
+    where = Where(work / "fig5-attn", work / "work", Sources(None), progress=False)
+    run_directory = run_study(find_paper_study("attn-fig5"), "quick", where)
+    said = run_directory.read_run()["provenance"]
+    assert [step["regime"] for step in said["steps"]] == ["full", "linearized", "attention-1"]
+    assert {step["seconds"] for step in said["steps"]} == {None}
+    assert "smaller after attention-1" in build_report(run_directory.path).read_text()
+
+
+def test_figures_have_names_of_their_own():
+    assert "root-causes" in run("show", "ctl-fig11") and "theorem-5.1" in run("show", "ctl-c2")
+    assert "also ctl-fig11, ctl-fig12" in run("list")
+
+
 def test_plans_name_every_command_and_make_nothing(tmp_path):
     study = find_paper_study("attn-table1")
     where = Where(tmp_path / "out", tmp_path / "work", Sources(None))

@@ -24,10 +24,10 @@ def list_studies() -> None:
     """
     from mergescope.studies.papers.spec import paper_studies
 
-    lines = [(study.name, study.title, study.source) for study in STUDIES]
+    lines = [(study.name, study.title, _also(study)) for study in STUDIES]
     lines += [(study.name, study.title, study.source) for study in paper_studies()]
     for name, title, source in lines:
-        typer.echo(f"{name:<19}{title}  [{source}]")
+        typer.echo(f"{name:<21}{title}  [{source}]")
 
 
 @app.command("show")
@@ -41,7 +41,7 @@ def show(name: Annotated[str, typer.Argument(help="A study's name.")]) -> None:
         return
     study = find_study(name)
     family = " --family DIR" if study.command else ""
-    default = "default" if "default" in study.presets else next(iter(study.presets))
+    default = next(name for name in ("default", "cpu", *study.presets) if name in study.presets)
     for label, text in (
         ("study", f"{study.name}: {study.title}"),
         ("claims", study.claims),
@@ -51,6 +51,10 @@ def show(name: Annotated[str, typer.Argument(help="A study's name.")]) -> None:
         ("run", f"mergescope study run {study.name}{family} --preset {default}"),
     ):
         typer.echo(f"{label:<10}{text}")
+
+
+def _also(study: Study) -> str:
+    return f"{study.source}; also {', '.join(study.aliases)}" if study.aliases else study.source
 
 
 def _is_paper(name: str) -> bool:
@@ -107,7 +111,9 @@ def run(
         _run_papers(name, preset or "cpu", out, data_root, work, family, regime, dry_run)
         return
     assert name is not None
-    preset = preset or "default"
+    known = find_study(name)
+    name = known.name
+    preset = preset or ("default" if "default" in known.presets else "cpu")
     study = _checked(name, preset, tasks)
     if data_root is not None:
         raise StudyError(f"--data-root is for studies of figures and tables; {name} takes --data.")

@@ -27,6 +27,7 @@ class Study:
         planner: ``module:function`` taking (preset, run directory, data, tasks) and returning lines of words.
         takes: options of ``study run`` that the runner takes.
         differs: what differs from the source, preset name to words.
+        aliases: other names, such as the figures'.
         command: words of the command that runs it on a family.
         options: preset name to the command's further options.
     """
@@ -41,6 +42,7 @@ class Study:
     planner: str = ""
     takes: tuple[str, ...] = ("data", "workers")
     differs: dict[str, str] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     options: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -119,11 +121,12 @@ STUDIES = (
             "thing varies at a time, in four repetitions."
         ),
         source="CTL Figs 11 and 12",
-        presets={"quick": "seconds", "default": "76 trainings of minutes in all", "paper": "Split CIFAR-100, on a GPU"},
+        presets={"quick": "seconds", "cpu": "76 trainings, minutes in all", "paper": "Split CIFAR-100, on a GPU"},
         runner="mergescope.studies.sweeps.root_causes:run_preset",
         planner="mergescope.studies.sweeps.root_causes:plan_lines",
+        aliases=("ctl-fig11", "ctl-fig12"),
         differs={
-            "default": (
+            "cpu": (
                 "CTL trains a ResNet-18 of 20 base channels on 20 parts of CIFAR-100, 5 classes and 2,500 images each, "
                 "and takes Split ImageNet for similarities. Here it has 8 base channels and parts of two classes; "
                 "fine-tuning takes 5 epochs, and 10 at most. With a share of replaced samples, held-out data are "
@@ -140,11 +143,12 @@ STUDIES = (
         ),
         setting="ResNet-20 on one data set, several pretrained checkpoints, pairs fine-tuned with different settings.",
         source="CTL Theorem 5.1 and C.2",
-        presets={"quick": "seconds", "default": "15 trainings, 18 pairs", "paper": "all of CIFAR-10, on a GPU"},
+        presets={"quick": "seconds", "cpu": "15 trainings, 18 pairs", "paper": "all of CIFAR-10, on a GPU"},
         runner="mergescope.studies.sweeps.theorem:run_preset",
         planner="mergescope.studies.sweeps.theorem:plan_lines",
+        aliases=("ctl-c2",),
         differs={
-            "default": (
+            "cpu": (
                 "CTL's ResNet-20 has 16 base channels and all of CIFAR-10; here it has 8, and 200 images a class. CTL "
                 "does not say where lambda is taken: both places are shown. Gaps are on held-out images."
             ),
@@ -168,7 +172,7 @@ STUDIES = (
     _of_family(
         "coefficients", "Is one coefficient a task better than one for all?",
         "A surrogate of the outputs finds coefficients from few passes; the grid and random search are next to it.",
-        "equations.md 5: outputs are nearly polynomial in coefficients", "search", "--coefficients", "--random",
+        "second-order expansion of outputs in the coefficients", "search", "--coefficients", "--random",
     ),
     _of_family(
         "averaging", "Do averaged weights do what the ensemble does?",
@@ -200,7 +204,7 @@ STUDIES = (
         "prediction", "What would merging do, before it is done?",
         "Second-order terms at the base predict gaps, the interaction of tasks and accuracy over coefficients, as far "
         "as task vectors are short; what is measured is next to them.",
-        "equations.md 5: the exact leading term of CTL Theorem 5.1", "predict", "--measure",
+        "exact leading term of CTL Theorem 5.1", "predict", "--measure",
     ),
     _of_family(
         "curvature", "Is the gap bounded, and explained, by curvature?",
@@ -238,9 +242,9 @@ def find_study(name: str) -> Study:
         'digits'
     """
     for study in STUDIES:
-        if study.name == name:
+        if name in (study.name, *study.aliases):
             return study
-    names = [study.name for study in STUDIES]
+    names = [name for study in STUDIES for name in (study.name, *study.aliases)]
     raise StudyError(f"There is no study {name!r}.{did_you_mean(name, names)} Studies: {', '.join(names)}.")
 
 

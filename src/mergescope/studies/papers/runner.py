@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,22 @@ from mergescope.studies.papers.checks import Result, claims_of
 from mergescope.studies.papers.data_sets import FASHION, Sources
 from mergescope.studies.papers.families import FAMILIES, Workshop, family_named
 from mergescope.studies.papers.spec import PaperStudy, Step, paper_studies
-from mergescope.studies.rundir import RESULTS, RunDirectory, digest_of, open_run, read_rows, write_rows
+from mergescope.studies.rundir import (
+    RESULTS,
+    Row,
+    RunDirectory,
+    digest_of,
+    open_run,
+    read_rows,
+    read_table,
+    write_rows,
+)
 
 PRESETS = ("quick", "cpu", "paper")
 """Smallest form of everything; minutes on two cores, offline; the papers' models and data."""
+
+GEOMETRY = "geometry.parquet"
+"""What ``mergescope geometry`` writes in place of a run directory's results."""
 
 SEEDS = {"quick": 1, "cpu": 3, "paper": 1}
 """Repetitions of families that are trained here, for the steps that ask for them."""
@@ -184,19 +196,20 @@ def run_study(study: PaperStudy, preset: str, where: Where) -> RunDirectory:
     todo = jobs(study, preset, where)
     run = open_run(where.out, study.name)
     with run.locked():
-        results, steps = [], []
+        results: list[Result] = []
+        steps: list[dict[str, Any]] = []
         for job in todo:
             family = _made(study, preset, where, todo, job.seed)
             words, folder = _step(job, family, where)
-            found = read_rows(folder / RESULTS)
+            found = _rows(job, folder)
             results.append(Result(job.number, job.regime, job.seed, found))
             steps.append({
                 "number": job.number, "regime": job.regime, "seed": job.seed, "run": str(folder),
                 "command": f"mergescope {shlex.join(_public(words))}", "figures": list(job.step.figures),
-                "seconds": RunDirectory(folder).read_run()["provenance"].get("cost", {}).get("seconds"),
+                "seconds": _seconds(folder),
             })  # fmt: skip
         claims = claims_of(study, results)
-        network = next(row.network for result in results for row in result.rows)
+        network = next((row.network for result in results for row in result.rows if row.network), "")
         rows = [claim.row(network) for claim in claims]
         write_rows(run.path / RESULTS, rows)
         seconds = [step["seconds"] for step in steps if step["seconds"] is not None]
@@ -238,25 +251,47 @@ def _step(job: Job, family: str, where: Where) -> tuple[list[str], Path]:
     plain = [word for word in words if word != family]
     key = digest_of(__version__, plain, digests)
     folder = where.work / "steps" / f"{job.step.command}-{job.regime}-{key}"
-    if not (folder / RESULTS).is_file():
-        with _quiet(folder):
+    if not _done(folder):
+        with contextlib.redirect_stdout(io.StringIO()):  # what a command prints is in its report
             _command([*words, "--out", str(folder)])
+        if not _done(folder):
+            raise StudyError(f"A step of the study wrote no results to {folder}. Run the study again.")
     return words, folder
+
+
+def _done(folder: Path) -> bool:
+    return (folder / RESULTS).is_file() or (folder / GEOMETRY).is_file()
+
+
+def _rows(job: Job, folder: Path) -> list[Row]:
+    if (folder / RESULTS).is_file():
+        return read_rows(folder / RESULTS)
+    return [
+        Row(
+            "",
+            job.regime,
+            "geometry",
+            f"{line['model']} + {line['other']}",
+            "",
+            line["measure"],
+            line["value"],
+        )
+        for line in read_table(folder / GEOMETRY)
+        if line["scope"] == "model" and line["other"]
+    ]
+
+
+def _seconds(folder: Path) -> float | None:
+    if not (folder / "run.yaml").is_file():
+        return None  # nothing was passed through a network
+    found = RunDirectory(folder).read_run()["provenance"].get("cost", {}).get("seconds")
+    return None if found is None else float(found)
 
 
 def _command(words: Sequence[str]) -> None:
     from mergescope.cli import app
 
     app(list(words), standalone_mode=False)
-
-
-@contextlib.contextmanager
-def _quiet(folder: Path) -> Iterator[None]:
-    # What a command prints is in its report.
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-    if not (folder / RESULTS).is_file():
-        raise StudyError(f"A step of the study wrote no results to {folder}. Run the study again.")
 
 
 def _public(words: Sequence[str]) -> list[str]:

@@ -114,7 +114,7 @@ PRESETS = {
         images=Images(train=60, test=20), tuned=(1, 2), width=4, epochs=(2, 2), pretraining_epochs=(0, 2),
         fine_tuning_epochs=(1, 2), shares=(0.0, 1.0), tuned_shares=(0.0, 1.0), seeds=2, batch=40,
     ),
-    "default": RootCausesConfig(),
+    "cpu": RootCausesConfig(),
     "paper": RootCausesConfig(
         images=Images("cifar100", parts=20), tuned=(1, 2, 3, 4), width=20, epochs=(10, 10),
         pretraining_epochs=tuple(range(0, 21, 2)), fine_tuning_epochs=tuple(range(1, 21)),

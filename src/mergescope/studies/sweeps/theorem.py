@@ -101,7 +101,7 @@ PRESETS = {
         tunings=(Recipe("sgd", lr=0.01, epochs=1), Recipe("sgd", lr=0.05, epochs=1), Recipe("sgd", lr=0.1, epochs=2)),
         batch=100, settings=TheoremSettings(tolerance=0.05, max_steps=15, progress=False),
     ),
-    "default": TheoremConfig(),
+    "cpu": TheoremConfig(),
     "paper": TheoremConfig(
         images=Images("cifar10", parts=1), width=16, checkpoints=(10, 20, 40, 80),
         tunings=tuple(
