@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -266,7 +267,7 @@ def test_parts_to_fine_tune_on_are_checked(causes, tmp_path):
 @pytest.mark.parametrize("study", [root_causes, theorem])
 def test_unknown_presets_are_named_with_near_matches(study):
     with pytest.raises(StudyError, match=r"no preset 'papr'.*Did you mean: paper"):
-        study.config_of("papr", "embedded")
+        study.plan_lines("papr", Path("run"))
 
 
 def test_the_page_of_root_causes_shows_claims_and_figures(caused):

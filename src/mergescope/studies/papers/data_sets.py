@@ -233,7 +233,10 @@ def mixture(sources: Sources, out: Path, cifar_rows: int = 15000) -> Path:
 def _read(folder: Path, part: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray, list[str]]:
     import datasets
 
-    table = datasets.Dataset.from_parquet(sorted(map(str, folder.glob(f"{part}*.parquet"))))
+    from mergescope.data.sources import quiet_datasets
+
+    with quiet_datasets():
+        table = datasets.Dataset.from_parquet(sorted(map(str, folder.glob(f"{part}*.parquet"))))
     if most is not None and most < len(table):
         table = table.select(np.random.default_rng(0).permutation(len(table))[:most])
     images: Any = table["image"][:]

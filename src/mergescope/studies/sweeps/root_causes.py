@@ -18,7 +18,7 @@ import numpy as np
 
 from mergescope._version import __version__
 from mergescope.data import Split, batches
-from mergescope.errors import StudyError, did_you_mean
+from mergescope.errors import StudyError
 from mergescope.models import net_config
 from mergescope.models.resnet import ResNet
 from mergescope.protocols import ctl, linearity
@@ -40,6 +40,7 @@ from mergescope.studies.sweeps.trainings import (
     Mixture,
     Trained,
     Training,
+    chosen,
     cost_of,
     described,
     train_all,
@@ -307,41 +308,13 @@ def _passes(rows: Sequence[Row]) -> int:
     return sum(each.values())
 
 
-def config_of(preset: str, data: str) -> RootCausesConfig:
-    """A preset on some data.
-
-    Args:
-        preset: one of [`PRESETS`][].
-        data: ``"embedded"``, a directory or a hub id; the paper's preset has its own where it says ``embedded``.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        StudyError: there is no such preset.
-    """
-    if preset not in PRESETS:
-        raise StudyError(
-            f"{STUDY} has no preset {preset!r}.{did_you_mean(preset, PRESETS)} Presets: {', '.join(PRESETS)}."
-        )
-    config = PRESETS[preset]
-    if data == "embedded":
-        return config
-    images = Images(data, config.images.parts, config.images.train, config.images.test)
-    return RootCausesConfig(**{**_fields(config), "images": images})
-
-
-def _fields(config: RootCausesConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in RootCausesConfig.__dataclass_fields__}
-
-
 def plan_lines(preset: str, path: str | Path, *, data: str = "embedded") -> list[str]:
     """What a run would do, in words; nothing is trained or written.
 
     Args:
         preset: one of [`PRESETS`][].
         path: the run directory.
-        data: as for [`config_of`][].
+        data: as for [`chosen`][mergescope.studies.sweeps.trainings.chosen].
 
     Returns:
         A line for data, trainings and measuring.
@@ -349,7 +322,7 @@ def plan_lines(preset: str, path: str | Path, *, data: str = "embedded") -> list
     Raises:
         StudyError: there is no such preset.
     """  # noqa: DOC502 (raised by what this calls)
-    config = config_of(preset, data)
+    config = chosen(STUDY, PRESETS, preset, data)
     plan = Plan(config, Path(path))
     due = [place for place in plan.places if not place.rows.is_file()]
     return [
@@ -369,7 +342,7 @@ def run_preset(
     Args:
         preset: one of [`PRESETS`][].
         path: the run directory.
-        data: as for [`config_of`][].
+        data: as for [`chosen`][mergescope.studies.sweeps.trainings.chosen].
         workers: processes; by default one a core.
 
     Returns:
@@ -380,7 +353,7 @@ def run_preset(
     """  # noqa: DOC502 (raised by what this calls)
     from mergescope.studies.sweeps.trends import trends
 
-    config, run = config_of(preset, data), open_run(path, STUDY)
+    config, run = chosen(STUDY, PRESETS, preset, data), open_run(path, STUDY)
     with run.locked():
         plan = Plan(config, run.path)
         with LocalEngine(workers) as engine:

@@ -18,7 +18,6 @@ import numpy as np
 
 from mergescope._version import __version__
 from mergescope.data import batches
-from mergescope.errors import StudyError, did_you_mean
 from mergescope.models import net_config
 from mergescope.models.resnet import ResNet
 from mergescope.protocols.measure import HeldOut
@@ -40,6 +39,7 @@ from mergescope.studies.sweeps.trainings import (
     Mixture,
     Trained,
     Training,
+    chosen,
     cost_of,
     described,
     train_all,
@@ -273,34 +273,13 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float("nan") if np.ptp(x) == 0 or np.ptp(y) == 0 else float(np.corrcoef(x, y)[0, 1])
 
 
-def config_of(preset: str, data: str) -> TheoremConfig:
-    """A preset on some data.
-
-    Args:
-        preset: one of [`PRESETS`][].
-        data: ``"embedded"``, a directory or a hub id; the paper's preset has its own where it says ``embedded``.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        StudyError: there is no such preset.
-    """
-    if preset not in PRESETS:
-        raise StudyError(
-            f"{STUDY} has no preset {preset!r}.{did_you_mean(preset, PRESETS)} Presets: {', '.join(PRESETS)}."
-        )
-    config = PRESETS[preset]
-    return config if data == "embedded" else replace(config, images=replace(config.images, data=data))
-
-
 def plan_lines(preset: str, path: str | Path, *, data: str = "embedded") -> list[str]:
     """What a run would do, in words; nothing is trained or written.
 
     Args:
         preset: one of [`PRESETS`][].
         path: the run directory.
-        data: as for [`config_of`][].
+        data: as for [`chosen`][mergescope.studies.sweeps.trainings.chosen].
 
     Returns:
         A line for data, trainings and checks.
@@ -308,7 +287,7 @@ def plan_lines(preset: str, path: str | Path, *, data: str = "embedded") -> list
     Raises:
         StudyError: there is no such preset.
     """  # noqa: DOC502 (raised by what this calls)
-    config = config_of(preset, data)
+    config = chosen(STUDY, PRESETS, preset, data)
     plan = Plan(config, Path(path))
     pairs = len(list(combinations(config.tunings, 2)))
     (task,) = config.images.tasks()
@@ -328,7 +307,7 @@ def run_preset(
     Args:
         preset: one of [`PRESETS`][].
         path: the run directory.
-        data: as for [`config_of`][].
+        data: as for [`chosen`][mergescope.studies.sweeps.trainings.chosen].
         workers: processes; by default one a core.
 
     Returns:
@@ -337,7 +316,7 @@ def run_preset(
     Raises:
         StudyError: there is no such preset, or the directory holds something else.
     """  # noqa: DOC502 (raised by what this calls)
-    config, run = config_of(preset, data), open_run(path, STUDY)
+    config, run = chosen(STUDY, PRESETS, preset, data), open_run(path, STUDY)
     with run.locked():
         plan = Plan(config, run.path)
         with LocalEngine(workers) as engine:

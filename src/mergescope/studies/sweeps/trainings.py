@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from torch import nn
 from mergescope._version import __version__
 from mergescope.data import Split, Task
 from mergescope.data.image_tasks import consecutive_parts, image_task, replaced
+from mergescope.errors import StudyError, did_you_mean
 from mergescope.merging import save
 from mergescope.models import net_config
 from mergescope.models.nets import net_from_config
@@ -22,6 +24,8 @@ from mergescope.tracing.engines import LocalEngine
 from mergescope.training import Recipe, full
 from mergescope.training.loop import SplitData, train
 from mergescope.weights import Checkpoint
+
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -277,3 +281,26 @@ def cost_of(trainings: Sequence[Training]) -> str:
     wanted = merge_keeps(trainings)
     passed = sum(max(it.keep) * len(it.data.split("train")) for it in wanted)
     return f"{len(wanted)} trainings, {passed:,} images passed forward and backward"
+
+
+def chosen(study: str, presets: Mapping[str, Config], preset: str, data: str) -> Config:
+    """A preset of a sweep on some data.
+
+    Args:
+        study: its name.
+        presets: by name; each has ``images``.
+        preset: one of them.
+        data: ``"embedded"``, a directory or a hub id; a preset of other data has its own where it says ``embedded``.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        StudyError: there is no such preset.
+    """
+    if preset not in presets:
+        raise StudyError(
+            f"{study} has no preset {preset!r}.{did_you_mean(preset, presets)} Presets: {', '.join(presets)}."
+        )
+    config: Any = presets[preset]
+    return config if data == "embedded" else replace(config, images=replace(config.images, data=data))
