@@ -28,7 +28,7 @@ REGIMES: dict[str, tuple[str, ...]] = {
 
 KEPT = ("interaction", "prediction", "surface", "theorem 5.1", "eigenvalue of base", "eigenvalue of fine-tune",
         "eigenvalue of pair", "along own", "tally", "theorem 3.3")  # fmt: skip
-"""Kinds of rows that are kept whole; of others, gaps and normalised accuracies."""
+"""Kinds of rows that are kept whole; of others, gaps of CTL and normalised accuracies."""
 
 
 def runs() -> list[Run]:
@@ -63,14 +63,15 @@ def runs() -> list[Run]:
 
 
 def kept(run: Run, work: Path) -> dict[str, Any]:
-    """What is kept of a run: no trivial rows, and of predicted tests the gaps only."""
+    """What is kept of a run: of predicted tests, the gaps of CTL only."""
     found = stored(run, work)
     rows = [
         row
         for row in found["rows"]
-        if row["kind"] in KEPT or row["measure"] in ("normalised accuracy", "gap error")
-        or (row["measure"] == "gap" and row["kind"] != "transitivity")
-    ]  # fmt: skip
+        if (row["kind"] in KEPT and row["measure"] != "interaction size")
+        or row["measure"] == "normalised accuracy"
+        or (row["measure"] == "gap" and row["kind"] in ("predicted-ctl", "measured-ctl"))
+    ]
     return {**found, "rows": rows}
 
 

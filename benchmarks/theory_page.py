@@ -80,7 +80,8 @@ def _gaps(found: dict[str, Any], pictures: _Pictures) -> str:
         "## Predicted against measured gaps\n",
         "*Slope* and *R^2* are of the line of measured on predicted relative gaps over all samples, pairs and tests",
         "(CTL, Eq. 1 to 3); *error* is that of the gap's vector, relative to the measured one; *third order* is the",
-        "multiple of a task vector at which all that follows the second order is as large as it. Means over seeds.\n",
+        "multiple of a task vector at which all that follows the second order is as large as it (0: at any length).",
+        "Means over seeds.\n",
         "| family | layer | CTL gap, predicted | measured | slope | R^2 | error | third order from |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -100,10 +101,15 @@ def _gaps(found: dict[str, Any], pictures: _Pictures) -> str:
             lines.append(f"| {title} | {layer} | {' | '.join(cells)} |")
         first = min(reach, key=lambda entry: statistics.fmean(entry[1]))
         within = [layer for layer, values in reach if statistics.fmean(values) >= 1]
+        seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
+        rest = (
+            "elsewhere, kinks (ReLU) outweigh the second order, however short task vectors are"
+            if statistics.fmean(first[1]) == 0
+            else f"the third order takes over first at {first[0]}, at {_said(first[1], 2)} times a task vector"
+        )
         claims.append(
             f"- *{title}: the second order is the larger part of what is not linear up to whole task vectors*: at "
-            f"{len(within)} of {len(reach)} layers; the third order takes over first at {first[0]}, at "
-            f"{_said(first[1], 2)} times a task vector ({len(runs)} seed{'s' * (len(runs) > 1)})."
+            f"{len(within)} of {len(reach)} layers; {rest} ({seeds})."
         )
     text = "Measured against predicted gap of every test, full fine-tuning of the ViT"
     return "\n".join([*lines, "", *claims, "", pictures("predict-full-0", "agreement", text)])

@@ -166,6 +166,8 @@ def test_where_a_line_crosses():
     assert crossing({0.5: np.array([0.25, 0.25, np.nan])}) == 2
     assert crossing({0.5: np.array([0.9]), 1.0: np.array([3.0])}) == pytest.approx(0.5 / 0.9)
     assert crossing({0.5: np.array([0.0])}) == math.inf
+    growing = {0.1: np.array([3.0]), 0.2: np.array([2.0]), 0.4: np.array([1.5])}  # kinks
+    assert crossing(growing) == 0 and crossing({0.1: np.array([0.4]), 0.4: np.array([0.3])}) > 0
     assert math.isnan(crossing({})) and math.isnan(crossing({1.0: np.array([np.nan])}))
 
 

@@ -20,7 +20,7 @@ from mergescope.reports.prediction_figures import (
 )
 from mergescope.reports.prediction_view import Predicted, Square, spread, stored_prediction, stored_squares
 from mergescope.reports.protocol_view import Drawing, Shown, Stored
-from mergescope.reports.protocol_words import cell, told
+from mergescope.reports.protocol_words import cell, listed, told
 from mergescope.reports.tables import NONE, Cell, Grid, number
 from mergescope.studies.rundir import Row
 
@@ -69,7 +69,12 @@ def prediction_page(stored: Stored) -> Shown:
             "error of the predicted gap, and the coefficient at which the third order takes over, by layer",
             "Left: how far the predicted gap is from the measured one, as vectors. Right: up to which multiple of a "
             "task vector the second order is the larger part of what is not linear; above 1 (dotted), whole task "
-            "vectors are short enough to be predicted.",
+            "vectors are short enough to be predicted."
+            + (
+                " Layers without a mark: kinks (ReLU) outweigh the second order, however short task vectors are."
+                if any(rows["takes over"].mean == 0 for rows in found.agreement.values())
+                else ""
+            ),
         )
     drawings["interactions"] = Drawing(
         interactions(found),
@@ -140,13 +145,18 @@ def _sentences(
     if found.measured and found.evidence:
         reach = {layer: found.agreement[layer]["takes over"].mean for layer in found.evidence}
         first = min(reach, key=lambda layer: reach[layer] if math.isfinite(reach[layer]) else math.inf)
+        never = [layer for layer, value in reach.items() if value == 0]
         enough = (
             "so whole task vectors are out of its reach there"
             if reach[first] < FAR
             else "so it covers whole task vectors"
         )
         said.append(
-            f"The third order takes over first at {first}, at {number(reach[first], 2)} times a task vector, {enough}."
+            f"At {listed(never)}, kinks (ReLU) outweigh the second order, however short task vectors are: predicted "
+            "gaps lack what no derivative sees."
+            if never
+            else f"The third order takes over first at {first}, at {number(reach[first], 2)} times a task vector, "
+            f"{enough}."
         )
     if best is not None:
         text = f"Best predicted coefficient of task addition: {best.parameter:g}, normalised accuracy {told(best)}."

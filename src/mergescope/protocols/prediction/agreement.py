@@ -28,7 +28,8 @@ class Agreement:
         r2: squared correlation of the two.
         error: ``|measured - predicted| / |measured|`` of the vectors, mean over samples and tests.
         takes_over: the coefficient of a task vector at which what follows the second order is as large as it. The
-            ratio of the two grows linearly with the coefficient; this is where that line reaches 1.
+            ratio of the two grows linearly with the coefficient; this is where that line reaches 1. It is 0 where the
+            ratio does not fall with the coefficient: kinks (ReLU) add to gaps at second order what no derivative sees.
         n: samples times tests.
     """
 
@@ -100,7 +101,8 @@ def crossing(ratios: Mapping[float, np.ndarray]) -> float:
             there are no others: then of the smallest coefficient.
 
     Returns:
-        The coefficient; infinite if there is no remainder, NaN without ratios.
+        The coefficient; infinite if there is no remainder, NaN without ratios, 0 if they are large and don't fall with
+        the coefficient.
 
     Example:
         >>> crossing({0.1: np.array([0.04]), 0.2: np.array([0.08]), 0.4: np.array([0.9])})
@@ -109,7 +111,9 @@ def crossing(ratios: Mapping[float, np.ndarray]) -> float:
     medians = {lam: float(np.nanmedian(part)) for lam, part in ratios.items() if np.isfinite(part).any()}
     if not medians:
         return NAN
-    first = min(medians)
+    first, last = min(medians), max(medians)
+    if first < last and medians[first] > max(0.5, medians[last]):
+        return 0.0
     used = {lam: value for lam, value in medians.items() if value <= 0.5} or {first: medians[first]}
     rise = sum(lam * value for lam, value in used.items())
     return round(sum(lam**2 for lam in used) / rise, 12) if rise else float("inf")
