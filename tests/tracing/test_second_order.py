@@ -471,3 +471,28 @@ def test_weights_of_terms():
     assert weights["a", "a"] == 0.125 and weights["a", "c"] == -0.5 and weights["c", "c"] == 0.5
     with pytest.raises(PointError, match="no derivatives along d"):
         taylor_weights(terms, {"d": 1.0})
+
+
+def test_networks_too_large_for_blocks_are_differentiated_one_direction_at_a_time(monkeypatch):
+    from mergescope.models.features import Features
+    from mergescope.tracing.derivatives import Derivatives
+
+    net = ms.MLP((4, 6, 5, 2)).eval()
+    base = ms.Checkpoint(net.state_dict(), name="base")
+    vectors = {
+        name: ms.random_neighbour(base, base * 1.3, seed=seed) - base for seed, name in enumerate("abc")
+    }
+    mapping = {key: key for key in net.state_dict()}
+    inputs = torch.randn(7, 4)
+    whole = Derivatives(net, mapping, ["blocks.1"], Features(), vectors).of(inputs)
+    single = Derivatives(net, mapping, ["blocks.1"], Features(), vectors, held=0)
+
+    def never(*arguments):
+        raise AssertionError("mapped")
+
+    monkeypatch.setattr(single, "_mapped", never)
+    found = single.of(inputs)
+    assert found.keys() == whole.keys()
+    for term, rows in whole.items():
+        for layer, value in rows.items():
+            torch.testing.assert_close(found[term][layer], value, atol=1e-6, rtol=1e-5)

@@ -92,7 +92,8 @@ class Derivatives:
         vectors: name to task vector.
         method: one of [`METHODS`][].
         step: of the differences, in task vectors.
-        held: bytes of task vectors that may be kept in memory; more are read for each use.
+        held: bytes of task vectors that may be kept in memory; more are read for each use, and networks whose
+            directions are more than that are differentiated along one at a time.
 
     Raises:
         MergescopeError: there is no such method, or the step is not positive.
@@ -139,7 +140,8 @@ class Derivatives:
         }
         self._kept: dict[str, Direction] = {}
         self._room = held
-        self._maps = True
+        # A block holds its directions once more, and what layers make of them: too much for large networks.
+        self._maps = (FIRST + MAPPED) * sum(value.nbytes for value in self.base.values()) <= held
 
     def direction(self, name: str) -> Direction:
         """A task vector's tensors.
