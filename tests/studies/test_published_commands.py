@@ -117,3 +117,19 @@ def test_what_a_published_family_can_not_do_is_told(folder):
         run("merge", "--family", folder / "models", "--method", "linear", "--out", folder / "m")
     with pytest.raises(StudyError, match="--regime has no meaning"):
         run("check", "--family", folder / "models", "--regime", "full")
+
+
+def test_studies_of_figures_run_on_the_papers_models_in_the_hub_s_layout(folder, tmp_path):
+    """The preset that takes the papers' own models, from a local copy of two of them."""
+    from mergescope.studies.rundir import RESULTS, RunDirectory, read_rows
+
+    for study in ("ctl-fig7", "ctl-fig8", "ctl-fig9"):
+        out = tmp_path / study
+        run(
+            "study", "run", study, "--preset", "paper", "--family", f"clip8={folder / 'models'}", "--data-root", folder,
+            "--out", out, "--work", tmp_path / "work",
+        )  # fmt: skip
+        said = RunDirectory(out).read_run()["provenance"]
+        assert {row.measure for row in read_rows(out / RESULTS)} <= {"holds", "does not hold", "inconclusive"}
+        assert str(folder) not in json.dumps([step["command"] for step in said["steps"]])
+        assert "--family clip8=models --data mnist=mnist svhn=svhn" in said["steps"][0]["command"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mergescope._version import __version__
+from mergescope.data.registry import FAMILIES as TASK_SETS
 from mergescope.errors import StudyError, did_you_mean
 from mergescope.studies.claims import said
 from mergescope.studies.families import is_family, read_family
@@ -79,19 +80,22 @@ class Job:
     seed: int
     limit: int
 
-    def words(self, family: str, regime: bool = True) -> list[str]:
+    def words(self, family: str, regime: bool = True, data: Sequence[str] = ()) -> list[str]:
         """The command, as a user would type it after ``mergescope``.
 
         Args:
             family: what ``--family`` takes.
             regime: whether the family has regimes to choose from.
+            data: where a published family's data are, ``task=directory``.
 
         Returns:
             Its words, without ``--out``.
         """
         said = [self.step.command, "--family", family, *(["--regime", self.regime] if regime else [])]
-        limit = [] if self.step.command == "geometry" else ["--limit", str(self.limit)]
-        return [*said, *self.step.options, *limit]
+        if self.step.command == "geometry":
+            return [*said, *self.step.options]
+        given = ["--data", *data] if data else []
+        return [*said, *given, *self.step.options, "--limit", str(self.limit)]
 
 
 def find_paper_study(name: str) -> PaperStudy:
@@ -213,13 +217,15 @@ def run_study(study: PaperStudy, preset: str, where: Where) -> RunDirectory:
         rows = [claim.row(network) for claim in claims]
         write_rows(run.path / RESULTS, rows)
         seconds = [step["seconds"] for step in steps if step["seconds"] is not None]
+        source = str(_family(study, preset) if where.family is None else where.family)
         provenance = {
-            "data": {"source": str(_family(study, preset) if where.family is None else Path(where.family).name)},
+            "data": {"source": _public([source])[0]},
             "steps": steps,
-            "cost": f"{len(steps)} commands, {sum(seconds):,.0f} s of passes (models not counted)", "says": said(rows),
-            "family": None if where.family is None else Path(where.family).name,
+            "cost": f"{len(steps)} commands, {sum(seconds):,.0f} s of passes (models not counted)",
+            "says": said(rows),
+            "family": None if where.family is None else _public([where.family])[0],
             "root": None if where.sources.root is None else where.sources.root.name,
-        }  # fmt: skip
+        }
         run.write_run(study.name, preset, json.loads(study.model_dump_json()), provenance)
     return run
 
@@ -243,7 +249,7 @@ def _made(study: PaperStudy, preset: str, where: Where, todo: Sequence[Job], see
 
 def _step(job: Job, family: str, where: Where) -> tuple[list[str], Path]:
     own = is_family(Path(family))
-    words = job.words(family, regime=own)
+    words = job.words(family, regime=own, data=() if own else _local_data(family, where.sources))
     digests: Any = family
     if own:
         described = read_family(Path(family))
@@ -257,6 +263,13 @@ def _step(job: Job, family: str, where: Where) -> tuple[list[str], Path]:
         if not _done(folder):
             raise StudyError(f"A step of the study wrote no results to {folder}. Run the study again.")
     return words, folder
+
+
+def _local_data(family: str, sources: Sources) -> list[str]:
+    # A published family knows its data sets by hub ids; here they may be under the root by name.
+    tasks = TASK_SETS.get(family.partition("=")[0], ())
+    found = [(task, sources.folder(task)) for task in tasks]
+    return [f"{task}={folder}" for task, folder in found if folder is not None]
 
 
 def _done(folder: Path) -> bool:
@@ -296,4 +309,8 @@ def _command(words: Sequence[str]) -> None:
 
 def _public(words: Sequence[str]) -> list[str]:
     # Where somebody keeps a family is nobody's business.
-    return [Path(word).name if Path(word).is_absolute() else word for word in words]
+    found = []
+    for word in words:
+        name, equals, place = word.rpartition("=")
+        found.append(f"{name}{equals}{Path(place).name}" if Path(place).is_absolute() else word)
+    return found
