@@ -20,7 +20,8 @@ from mergescope.protocols.linearity import (
 from mergescope.protocols.measure import HeldOut, Measurement, Pair, Settings, measure
 from mergescope.protocols.search import GRID, Choice, addition_line, choose, normalised_accuracy
 from mergescope.protocols.soups import Soups, SoupSettings, Subsets, soups, subsets
-from mergescope.protocols.stitching import Stitching, StitchingSettings, stitch_addition, stitch_negation
+from mergescope.protocols.stitching import StitchingSettings, stitch_addition, stitch_negation
+from mergescope.protocols.stitching_result import Stitching
 from mergescope.protocols.tuning import ArithmeticSettings
 
 __all__ = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,8 @@ from mergescope.protocols.linear_model import in_linear_model
 from mergescope.protocols.measure import HeldOut
 from mergescope.protocols.resume import Arrays, once
 from mergescope.protocols.search import GRID
-from mergescope.readings import Outputs, Summary, bootstrap
+from mergescope.protocols.stitching_result import MIXED, SINGLE, WHOLE, Score, Stitching
+from mergescope.readings import Outputs, bootstrap
 from mergescope.tracing.rest import blocks_of
 from mergescope.tracing.stitched import Mixture, Stitched, stitch
 from mergescope.weights import Point, exact, task_vector
@@ -27,12 +27,6 @@ Model = Point | TensorSource
 
 ADDITION_GRID = (0.1, 0.2, 0.3, 0.4, 0.5)
 """Coefficients of addition, unless told otherwise; at 0.5 the single models are the fine-tunes themselves."""
-
-SHOWN = 0.4
-"""Tables show the coefficient nearest to this, which is CTL's."""
-
-MIXED, SINGLE, WHOLE = "mixed", "single", "whole"
-"""Mixed features, a single model's features, both with the base's rest; and a network that is not stitched."""
 
 
 @dataclass(frozen=True)
@@ -52,158 +46,6 @@ class StitchingSettings:
     layers: str | Sequence[str] = "blocks"
     seed: int = 0
     progress: bool = True
-
-
-@dataclass(frozen=True)
-class Score:
-    """What one network scores on one data set.
-
-    Attributes:
-        kind: ``mixed``, ``single`` or ``whole``.
-        points: whose features: ``"a + b"``, ``"a"``; of negation ``"- a"``.
-        data: the data set.
-        layer: after which the base's rest runs; empty if whole.
-        lam: the coefficient.
-        accuracy: share of samples, or of tokens, that are right.
-        loss: cross-entropy.
-    """
-
-    kind: str
-    points: str
-    data: str
-    layer: str
-    lam: float
-    accuracy: Summary
-    loss: Summary
-
-
-@dataclass(frozen=True)
-class Stitching:
-    """The result of [`stitch_addition`][] or [`stitch_negation`][].
-
-    Attributes:
-        protocol: ``addition`` or ``negation``.
-        scores: everything measured.
-        base: data set to what the base scores.
-        lams: the coefficients.
-        layers: data set to its blocks, in the order in which they run.
-        members: points of mixed features to those of the single models to compare with.
-        passes: data set to what stitching on it cost.
-        notes: what the user should know.
-    """
-
-    protocol: str
-    scores: tuple[Score, ...]
-    base: Mapping[str, Score]
-    lams: tuple[float, ...]
-    layers: Mapping[str, tuple[str, ...]]
-    members: Mapping[str, tuple[str, ...]]
-    passes: Mapping[str, Stitched]
-    notes: tuple[str, ...] = ()
-
-    def select(self, **having: Any) -> list[Score]:
-        """Scores with these attributes.
-
-        Args:
-            **having: attribute to value, for example ``kind="mixed"``.
-
-        Returns:
-            The scores, in order.
-        """
-        return [
-            score
-            for score in self.scores
-            if all(getattr(score, name) == value for name, value in having.items())
-        ]
-
-    def score(self, kind: str, points: str, data: str, layer: str, lam: float) -> Score:
-        """One score.
-
-        Args:
-            kind: of the features.
-            points: whose.
-            data: the data set.
-            layer: after which it is stitched; empty if whole.
-            lam: the coefficient.
-
-        Returns:
-            The score.
-
-        Raises:
-            MergescopeError: that was not measured.
-        """
-        key = kind, points, data, layer, lam
-        if key not in self._found:
-            raise MergescopeError(
-                f"Stitched {self.protocol} has no score for {', '.join(map(str, key))}. See its layers and lams."
-            )
-        return self._found[key]
-
-    @cached_property
-    def _found(self) -> dict[tuple[str, str, str, str, float], Score]:
-        return {(s.kind, s.points, s.data, s.layer, s.lam): s for s in self.scores}
-
-    @property
-    def shown(self) -> float:
-        """The coefficient that tables show."""
-        return min(self.lams, key=lambda lam: abs(lam - SHOWN))
-
-    @property
-    def forward_passes(self) -> int:
-        """Forward passes of a batch through whole networks."""
-        return sum(found.forward_passes for found in self.passes.values())
-
-    @property
-    def rest_passes(self) -> int:
-        """Passes of a batch through what follows a block."""
-        return sum(found.rest_passes for found in self.passes.values())
-
-    def rows(self) -> list[dict[str, Any]]:
-        """All scores as lines of a results table.
-
-        Returns:
-            Fields of [`Row`][mergescope.studies.rundir.Row]; the kinds are ``stitch-addition``,
-            ``stitch-addition-single``, ``stitch-addition-whole`` (and of negation), and ``accuracy`` of the base.
-        """
-        table = []
-        for score in (*self.base.values(), *self.scores):
-            found, suffix = self.passes[score.data], "" if score.kind == MIXED else f"-{score.kind}"
-            kind = "accuracy" if score is self.base[score.data] else f"stitch-{self.protocol}{suffix}"
-            common = {
-                "kind": kind, "points": score.points, "data": score.data, "layer": score.layer, "parameter": score.lam,
-                "seconds": round(found.seconds, 3), "forward_passes": found.forward_passes,
-                "peak_bytes": found.peak_bytes,
-            }  # fmt: skip
-            table += [
-                {**common, "measure": measure, **vars(value)}
-                for measure, value in (("accuracy", score.accuracy), ("loss", score.loss))
-            ]
-        return table
-
-    def __str__(self) -> str:
-        ends = sorted({(score.points, score.data) for score in self.select(kind=MIXED)})
-        lines = [f"Stitched {self.protocol}, accuracy at lambda {self.shown:g} (base, whole: not stitched)"]
-        for points, data in ends:
-            names = self.members[points]
-            first = max(5, *map(len, self.layers[data]))
-            lines.append(f"{points} on {data}")
-
-            def line(
-                name: str, values: Sequence[str], first: int = first, names: Sequence[str] = names
-            ) -> str:
-                widths = [max(5, len(name)) for name in ("mixed", *names)]
-                cells = (f"  {value:>{width}}" for value, width in zip(values, widths, strict=False))
-                return f"  {name:<{first}}{''.join(cells)}"
-
-            lines.append(line("after", ["mixed", *names]))
-            for layer in self.layers[data]:
-                found = [self.score(MIXED, points, data, layer, self.shown)]
-                found += [self.score(SINGLE, name, data, layer, self.shown) for name in names]
-                lines.append(line(layer, [f"{score.accuracy.mean:.3f}" for score in found]))
-            whole = [self.score(WHOLE, name, data, "", self.shown) for name in names]
-            lines.append(line("whole", ["", *(f"{score.accuracy.mean:.3f}" for score in whole)]))
-            lines.append(line("base", [f"{self.base[data].accuracy.mean:.3f}"]))
-        return "\n".join(lines)
 
 
 def stitch_addition(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mergescope.protocols.stitching import MIXED, SINGLE, WHOLE, Score, Stitching
+from mergescope.protocols.stitching_result import MIXED, SINGLE, WHOLE, Score, Stitching
 from mergescope.reports.geometry_figures import short_layers
 from mergescope.reports.panels import legend
 from mergescope.reports.protocol_figures import task_panels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mergescope.errors import StudyError
-from mergescope.protocols.stitching import MIXED, SINGLE, WHOLE, Score, Stitching
+from mergescope.protocols.stitching_result import MIXED, SINGLE, WHOLE, Score, Stitching
 from mergescope.readings import Summary
 from mergescope.reports.geometry_figures import short_layers
 from mergescope.reports.protocol_view import AGAIN, Drawing, Shown, Stored

@@ -6,13 +6,12 @@ from typing import Any
 
 from mergescope.merging.findings import plain
 from mergescope.protocols.stitching import (
-    Score,
-    Stitching,
     StitchingSettings,
     plan,
     stitch_addition,
     stitch_negation,
 )
+from mergescope.protocols.stitching_result import Score, Stitching
 from mergescope.studies.protocol_runs import Opened, cost, write_protocol_run
 from mergescope.studies.rundir import Row, RunDirectory
 
