@@ -9,13 +9,16 @@ from mergescope.cli import app
 from mergescope.errors import MergescopeError, StudyError
 from mergescope.reports import build_report
 from mergescope.reports.publish import publish
-from mergescope.studies.papers import runner
 from mergescope.studies.papers.checks import Result, claims_of
 from mergescope.studies.papers.data_sets import Sources
 from mergescope.studies.papers.families import FAMILIES
 from mergescope.studies.papers.runner import PRESETS, Where, find_paper_study, jobs, plan_lines, run_study
 from mergescope.studies.papers.spec import Check, paper_studies, read_study
 from mergescope.studies.rundir import RESULTS, Row, read_rows
+
+
+def command(words):
+    return app(list(words), standalone_mode=False)
 
 
 def run(*arguments):
@@ -153,9 +156,9 @@ def work(tmp_path_factory):
 
 
 @pytest.mark.demo
-def test_a_study_runs_from_nothing_and_is_read_the_second_time(work, monkeypatch):
+def test_a_study_runs_from_nothing_and_is_read_the_second_time(work):
     study = find_paper_study("ctl-fig5")
-    where = Where(work / "fig5", work / "work", Sources(None), progress=False)
+    where = Where(work / "fig5", work / "work", command, Sources(None), progress=False)
     first = run_study(study, "quick", where)
     rows = read_rows(first.path / RESULTS)
     assert [each.points for each in rows] == [check.says for check in study.checks]
@@ -168,8 +171,7 @@ def test_a_study_runs_from_nothing_and_is_read_the_second_time(work, monkeypatch
     def never(words):
         raise AssertionError(words)
 
-    monkeypatch.setattr(runner, "_command", never)
-    again = run_study(study, "quick", where)
+    again = run_study(study, "quick", dataclasses.replace(where, command=never))
     assert list(map(repr, read_rows(again.path / RESULTS))) == list(
         map(repr, rows)
     )  # NaN differs from itself
@@ -214,7 +216,7 @@ def test_models_of_texts_say_what_they_need(tmp_path, monkeypatch, name):
 
 @pytest.mark.demo
 def test_geometry_is_a_step_without_passes(work):
-    where = Where(work / "fig5-attn", work / "work", Sources(None), progress=False)
+    where = Where(work / "fig5-attn", work / "work", command, Sources(None), progress=False)
     run_directory = run_study(find_paper_study("attn-fig5"), "quick", where)
     said = run_directory.read_run()["provenance"]
     assert [step["regime"] for step in said["steps"]] == ["full", "linearized", "attention-1"]
@@ -229,7 +231,7 @@ def test_figures_have_names_of_their_own():
 
 def test_plans_name_every_command_and_make_nothing(tmp_path):
     study = find_paper_study("attn-table1")
-    where = Where(tmp_path / "out", tmp_path / "work", Sources(None))
+    where = Where(tmp_path / "out", tmp_path / "work", command, Sources(None))
     lines = plan_lines(study, "cpu", where)
     assert len(lines) == 1 + len(jobs(study, "cpu", where)) == 10
     assert "mergescope search --family images --regime attention-1 --limit 256  (seed 2)" in lines
@@ -239,7 +241,7 @@ def test_plans_name_every_command_and_make_nothing(tmp_path):
 
 
 def test_what_a_study_lacks_is_said(tmp_path):
-    where = Where(tmp_path / "out", tmp_path / "work")
+    where = Where(tmp_path / "out", tmp_path / "work", command)
     with pytest.raises(StudyError, match="no preset 'cpuu'.*Did you mean: cpu"):
         jobs(find_paper_study("ctl-fig5"), "cpuu", where)
     with pytest.raises(StudyError, match="no models for the preset paper.*--family DIR"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -178,7 +179,7 @@ def _run_papers(
             typer.echo(f"{study.name}: no models for the preset {preset}")
             continue
         target = out or (work if name is None else Path("runs")) / f"{study.name}-{preset}"
-        where = Where(target, work.resolve(), sources, family, regime)
+        where = Where(target, work.resolve(), _run_words, sources, family, regime)
         if dry_run:
             typer.echo(f"{study.name} ({preset}):")
             for line in plan_lines(study, preset, where):
@@ -194,8 +195,6 @@ def _run_papers(
 def _run_command(
     study: Study, preset: str, out: Path | None, family: str | None, regime: str | None, dry_run: bool
 ) -> None:
-    from mergescope.cli import app as commands
-
     words = [*study.command, "--family", str(family), *study.options[preset]]
     if regime is not None:
         words += ["--regime", regime]
@@ -203,7 +202,13 @@ def _run_command(
         words += ["--dry-run"] if dry_run else ["--out", str(out or default_directory(study.name, preset))]
     typer.echo(f"mergescope {shlex.join(words)}")
     if not dry_run or "--dry-run" in words:
-        commands(words, standalone_mode=False)
+        _run_words(words)
+
+
+def _run_words(words: Sequence[str]) -> None:
+    from mergescope.cli import app as commands
+
+    commands(list(words), standalone_mode=False)
 
 
 def _checked(name: str, preset: str, tasks: str) -> Study:

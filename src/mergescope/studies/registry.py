@@ -121,7 +121,7 @@ STUDIES = (
             "thing varies at a time, in four repetitions."
         ),
         source="CTL Figs 11 and 12",
-        presets={"quick": "seconds", "cpu": "76 trainings, minutes in all", "paper": "Split CIFAR-100, on a GPU"},
+        presets={"quick": "seconds", "cpu": "76 trainings", "paper": "Split CIFAR-100, on a GPU"},
         runner="mergescope.studies.sweeps.root_causes:run_preset",
         planner="mergescope.studies.sweeps.root_causes:plan_lines",
         aliases=("ctl-fig11", "ctl-fig12"),

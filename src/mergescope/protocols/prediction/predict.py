@@ -11,6 +11,7 @@ import numpy as np
 
 from mergescope.errors import MergescopeError
 from mergescope.protocols.disentanglement import task_pairs
+from mergescope.protocols.equations import data_of
 from mergescope.protocols.linear_model import in_linear_model
 from mergescope.protocols.linearity import LinearityTest, addition, averaging, ctl, negation
 from mergescope.protocols.measure import HeldOut
@@ -186,12 +187,12 @@ class _Work:
         pairs = () if len(points) < 2 and s.pairs is None else task_pairs(s.pairs, points)
         tests = []
         for one, other in pairs:
-            data, a, b = _data(held, one, other), points[one], points[other]
+            data, a, b = data_of(held, one, other), points[one], points[other]
             both = f"{one} + {other}"
             tests += [_Test("ctl", both, ctl(a, b, alpha, reference=start), data) for alpha in s.alphas]
             tests += [_Test("eq2", both, addition(start, a, b, lam), data) for lam in s.lams]
         for name, model in points.items():
-            data = _data(held, name)
+            data = data_of(held, name)
             tests += [_Test("eq3", name, negation(start, model, lam), data) for lam in s.lams]
         if len(points) > 2:
             tests.append(
@@ -218,7 +219,7 @@ class _Work:
             found += [
                 along(self.base, self.models[name], lam)
                 for name in self.models
-                if data in _data(self.held, name)
+                if data in data_of(self.held, name)
                 for lam in self.settings.probes
             ]
             found += self.line.values() if self._scores(data) else []
@@ -257,7 +258,9 @@ class _Work:
         return PredictedTest(it.kind, it.name, it.data, predicted, measured, errors)
 
     def _remainders(self, found: Mapping[str, Expansion], lam: float) -> list[dict[str, np.ndarray]]:
-        return [remainders(found[data], name, lam) for name in self.models for data in _data(self.held, name)]
+        return [
+            remainders(found[data], name, lam) for name in self.models for data in data_of(self.held, name)
+        ]
 
     def _interactions(self, found: Mapping[str, Expansion]) -> tuple[Interaction, ...]:
         names = list(self.models)
@@ -266,7 +269,7 @@ class _Work:
             entry
             for one, other in pairs
             for entry in interaction(
-                [found[name] for name in _data(self.held, one, other)], one, other, seed=self.settings.seed
+                [found[name] for name in data_of(self.held, one, other)], one, other, seed=self.settings.seed
             )
         )
 
@@ -303,16 +306,6 @@ class _Work:
             "classes"
         ]  # fmt: skip
         return (*self.notes, *lacking)
-
-
-def _data(held: Mapping[str, HeldOut], *models: str) -> tuple[str, ...]:
-    found = tuple(name for name, data in held.items() if data.owner is None or data.owner in models)
-    if not found:
-        raise MergescopeError(
-            f"There are no data to judge {' + '.join(models)} on: give one of them data of its task, or data that "
-            "belong to nobody."
-        )
-    return found
 
 
 def _require(s: PredictionSettings, models: Mapping[str, Point], held: Mapping[str, HeldOut]) -> None:

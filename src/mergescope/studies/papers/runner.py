@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,11 @@ from mergescope.studies.rundir import (
     write_rows,
 )
 
+Command = Callable[[Sequence[str]], object]
+"""Runs a command of mergescope from its words."""
+
 PRESETS = ("quick", "cpu", "paper")
-"""Smallest form of everything; minutes on two cores, offline; the papers' models and data."""
+"""Smallest form of everything; sized for two cores, offline; the papers' models and data."""
 
 GEOMETRY = "geometry.parquet"
 """What ``mergescope geometry`` writes in place of a run directory's results."""
@@ -51,11 +54,13 @@ class Where:
         sources: of the data.
         family: somebody's own family, in place of the preset's.
         regime: of somebody's own family, in place of the steps' regimes.
+        command: runs a command from its words, as the command line does; this room does not know it.
         progress: show bars on a terminal.
     """
 
     out: Path
     work: Path
+    command: Command
     sources: Sources = Sources(None, FASHION)
     family: str | None = None
     regime: str | None = None
@@ -259,7 +264,7 @@ def _step(job: Job, family: str, where: Where) -> tuple[list[str], Path]:
     folder = where.work / "steps" / f"{job.step.command}-{job.regime}-{key}"
     if not _done(folder):
         with contextlib.redirect_stdout(io.StringIO()):  # what a command prints is in its report
-            _command([*words, "--out", str(folder)])
+            where.command([*words, "--out", str(folder)])
         if not _done(folder):
             raise StudyError(f"A step of the study wrote no results to {folder}. Run the study again.")
     return words, folder
@@ -299,12 +304,6 @@ def _seconds(folder: Path) -> float | None:
         return None  # nothing was passed through a network
     found = RunDirectory(folder).read_run()["provenance"].get("cost", {}).get("seconds")
     return None if found is None else float(found)
-
-
-def _command(words: Sequence[str]) -> None:
-    from mergescope.cli import app
-
-    app(list(words), standalone_mode=False)
 
 
 def _public(words: Sequence[str]) -> list[str]:
