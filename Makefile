@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint docs package clean
+.PHONY: demo test test-matrix lint docs package clean
 
 demo: $(READY)
 	$(VENV)/bin/mergescope demo
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto
+
+# The suite on the oldest supported torch and transformers, and on each other Python that is installed; an hour.
+test-matrix:
+	failed=; for name in oldest 3.10 3.12 3.13; do tests/matrix.sh $$name || failed="$$failed $$name"; done; \
+		[ -z "$$failed" ] || { echo "Failed:$$failed"; exit 1; }
 
 lint: $(READY)
 	$(VENV)/bin/ruff check src tests

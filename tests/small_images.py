@@ -13,16 +13,19 @@ def picture(label, rng):
     return pixels
 
 
-def write_pictures(folder, classes=6, train=24, test=12, sizes=(SIDE,)):
+def write_pictures(
+    folder, classes=6, train=24, test=12, sizes=(SIDE,), columns=("image", "label"), splits=("train", "test"),
+    names=None,
+):  # fmt: skip
     """Parquet files in the layout of the hub: train and test."""
     from PIL import Image as Pillow
 
     folder.mkdir(parents=True, exist_ok=True)
     features = Features({
-        "image": Image(),
-        "label": ClassLabel(names=[f"column {i}" for i in range(classes)]),
+        columns[0]: Image(),
+        columns[1]: ClassLabel(names=list(names or (f"column {i}" for i in range(classes)))),
     })
-    for seed, (split, count) in enumerate((("train", train), ("test", test))):
+    for seed, (split, count) in enumerate(zip(splits, (train, test), strict=True)):
         rng = np.random.default_rng(seed)
         labels = [label for label in range(classes) for _ in range(count)]
         pictures = [Pillow.fromarray(picture(label, rng)) for label in labels]
@@ -30,6 +33,6 @@ def write_pictures(folder, classes=6, train=24, test=12, sizes=(SIDE,)):
             it.resize((sizes[place % len(sizes)], SIDE)) if len(sizes) > 1 else it
             for place, it in enumerate(pictures)
         ]
-        table = Dataset.from_dict({"image": pictures, "label": labels}, features=features)
+        table = Dataset.from_dict({columns[0]: pictures, columns[1]: labels}, features=features)
         table.to_parquet(str(folder / f"{split}.parquet"))
     return folder

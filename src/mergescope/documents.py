@@ -57,7 +57,7 @@ def read_json(path: Path, *, unique: bool = False) -> Any:
         size = path.stat().st_size
         if size > JSON_BYTES:
             raise DocumentError(f"it has {size:,} bytes, more than the {JSON_BYTES:,} that are read")
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once if unique else None)
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys if unique else None)
     except RecursionError:
         raise DocumentError("it is nested too deeply") from None
     except OSError as error:
@@ -66,7 +66,24 @@ def read_json(path: Path, *, unique: bool = False) -> Any:
         raise DocumentError(str(error)) from error
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of which JSON's parser found these keys and values: its ``object_pairs_hook``.
+
+    Args:
+        pairs: in the order of the text.
+
+    Returns:
+        The mapping.
+
+    Raises:
+        DocumentError: a key occurs twice.
+
+    Example:
+        >>> json.loads('{"a": 1, "a": 2}', object_pairs_hook=unique_keys)
+        Traceback (most recent call last):
+        ...
+        mergescope.documents.DocumentError: 'a' occurs twice in one mapping
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

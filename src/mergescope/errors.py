@@ -7,7 +7,9 @@ exception is a bug of ours: it keeps its traceback and exits 1.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class MergescopeError(Exception):
@@ -78,6 +80,34 @@ def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
     """
     near = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.5)
     return f" Did you mean: {', '.join(near)}?" if near else ""
+
+
+def near_paths(path: str | os.PathLike[str], limit: int = 3) -> str:
+    """Near matches of a path that does not exist, among what is next to it, as the end of an error message.
+
+    Args:
+        path: what the user wrote. If a directory on the way is missing, that one's near matches are told.
+        limit: how many suggestions at most.
+
+    Returns:
+        As [`did_you_mean`][]; an empty string if the directory can't be listed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (Path(folder) / "models").mkdir()
+        ...     near_paths(Path(folder) / "model" / "base").replace(folder, "DIR")
+        ' Did you mean: DIR/models?'
+    """
+    try:
+        here = Path(path).expanduser()
+        while not here.parent.is_dir() and here != here.parent:
+            here = here.parent
+        names = [item.name for item in here.parent.iterdir()]
+    except (OSError, ValueError, RuntimeError):  # it is too long, no path, or in nobody's home
+        return ""
+    near = difflib.get_close_matches(here.name, names, n=limit, cutoff=0.6)
+    return f" Did you mean: {', '.join(str(here.parent / name) for name in near)}?" if near else ""
 
 
 def printable(text: str) -> str:

@@ -1,10 +1,47 @@
-"""Progress bars for anything over a second, on a terminal only."""
+"""Progress bars for anything over a second, on a terminal only; and none of other packages'."""
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+QUIET = {
+    "TQDM_DISABLE": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+}
+"""Variables by which other packages show no bars and no messages below errors."""
+
+DOWNLOADS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+"""The same for downloads from a hub, which have no bars of ours."""
+
+
+def quiet_packages() -> None:
+    """Keep bars, messages and warnings of other packages off standard error: for a process that is a command.
+
+    They read these variables when they are imported, so that this costs nothing, comes first, and holds for worker
+    processes as well. What the user set stays. On a terminal, downloads keep their bars.
+    """
+    chosen = QUIET if shows_bars() else {**QUIET, **DOWNLOADS}
+    for name, value in chosen.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:  # neither -W nor PYTHONWARNINGS asks for some
+        os.environ["PYTHONWARNINGS"] = "ignore"
+        warnings.simplefilter("ignore")
+
+
+def shows_bars() -> bool:
+    """Whether standard error is a terminal that can draw bars.
+
+    Returns:
+        False for files and pipes, and for a terminal that only prints line after line (``TERM=dumb``).
+    """
+    return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 @contextmanager
@@ -20,7 +57,7 @@ def progress_bar(label: str, total: int | None, enabled: bool = True) -> Iterato
         A function that advances the bar by a number of steps. Its second argument, if there is one, is
         shown behind the label.
     """
-    if not enabled or not sys.stderr.isatty():
+    if not enabled or not shows_bars():
         yield lambda steps, said="": None
         return
     from rich.console import Console

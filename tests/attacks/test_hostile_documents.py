@@ -296,6 +296,7 @@ def test_a_table_or_picture_that_would_unpack_to_gigabytes_is_refused(tmp_path):
     ("a.jsonl", '{"text": ' + "[" * 100_000), ("a.json", "[" * 100_000), ("a.json", '[{"a": ' + "9" * 5000 + "}]"),
     ("a.parquet", "PAR1junkPAR1"), ("a.parquet", ""), ("a.csv", ""), ("a.jsonl", "\x00" * 100), ("a.json", "nul"),
     ("a.json", "null"), ("a.jsonl", "null\nnull"), ("a.json", "[null]"), ("a.json", "[[1]]"),
+    ("a.jsonl", '{"a": 1}\nnull\n{"a": 2}'), ("a.json", '[{"a": 1}, null]'), ("a.jsonl", '{"a\\u0000b": 1}'),
 ])  # fmt: skip
 def test_damaged_data_are_named(tmp_path, name, text):
     with pytest.raises(DataError, match=name.replace(".", r"\.")):

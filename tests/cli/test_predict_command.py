@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from given_models import family as given_family
+from given_models import save_rows, texts
 from small_families import described, make_inputs
 from typer.testing import CliRunner
 
@@ -119,6 +121,20 @@ def test_a_family_that_was_trained_linearised_is_predicted_if_asked_for(usual):
         run(*usual, "--regime", "linearized")
     found = json.loads(run(*usual, "--regime", "linearized", "--no-linearized", "--json").stdout)
     assert found["tests"][0]["layers"][-1]["predicted"]["gap"]["mean"] > 0
+
+
+def test_llamas_are_predicted_exactly(tmp_path):
+    # silu's derivative has no derivative of its own in forward mode: it is written out.
+    given = given_family(tmp_path, kind="LlamaForCausalLM", change=0.02)
+    rows = save_rows(tmp_path / "texts" / "test.csv", texts(6))
+    words = ["--base", given["base"], "--models", given["a"], given["b"], "--data", rows.parent, "--limit", 6]
+    found = json.loads(run(*words, "--measure", "--json").stdout)
+    assert found["cost"]["derivatives"] == 3  # of one batch, none of them by differences
+    (ctl,) = [test for test in found["tests"] if test["kind"] == "ctl"]
+    for layer in ctl["layers"]:
+        if not layer["trivial"]:
+            gaps = [layer[of]["gap"]["mean"] for of in ("predicted", "measured")]
+            assert gaps[0] == pytest.approx(gaps[1], rel=0.3)
 
 
 @pytest.mark.parametrize(

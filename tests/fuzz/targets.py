@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -128,7 +130,11 @@ CONFIGS = [
     {"model_type": "mergescope-mlp", "sizes": [4, 3, 2]},
     {"model_type": "mergescope-vit", "image": 8, "patch": 4, "width": 16, "depth": 2, "heads": 2, "classes": 3},
 ]  # fmt: skip
-ROWS = [[{"text": "a b", "label": 1, "more": [1, 2]}, {"text": "c", "label": 0, "more": []}]]
+ROWS = [
+    {"text": "a b", "label": 1, "more": [1, 2], "of": {"x": 0.5}}, {"text": "c", "label": 0, "more": [], "of": None},
+]  # fmt: skip
+TABLES = [ROWS, {name: [row[name] for row in ROWS] for name in ROWS[0]}]
+CSV = b'text,label\n"a, ""b""\nc",1\nNA,0\n,\n'
 
 
 def _read_adapter(folder, text):
@@ -156,13 +162,25 @@ def _read_config(folder, text):
 
 
 def _read_study(_, text):
-    return read_study(json.loads(text), "mine.yaml")
+    try:
+        said = json.loads(text)  # what is attacked is the schema
+    except (ValueError, RecursionError) as error:
+        raise MergescopeError("no JSON") from error
+    return read_study(said, "mine.yaml")
 
 
 def _parquet():
     out = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(ROWS[0]), out)
+    pq.write_table(pa.Table.from_pylist(ROWS), out)
     return out.getvalue()
+
+
+def _all_rows(path):
+    return load_table(path)[:]
+
+
+def _lines(rows):
+    return b"\n".join(as_json(row) for row in rows)
 
 
 def _yaml(documents):
@@ -187,7 +205,13 @@ TARGETS = {
     "study": Target(restructured(STUDIES).map(as_json), _read_study, as_json(STUDIES[0])),
     "adapter": Target(_json(ADAPTERS), _read_adapter, as_json(ADAPTERS[0])),
     "config": Target(_json(CONFIGS), _read_config, as_json(CONFIGS[0])),
-    "parquet": Target(damaged([_parquet()]), _written("d.parquet", load_table), _parquet()),
+    "json": Target(_json(TABLES), _written("d.json", _all_rows), as_json(ROWS)),
+    "jsonl": Target(
+        damaged([_lines(ROWS)]) | st.lists(restructured([*ROWS, ROWS]), max_size=4).map(_lines),
+        _written("d.jsonl", _all_rows), _lines(ROWS),
+    ),
+    "csv": Target(damaged([CSV]), _written("d.csv", _all_rows), CSV),
+    "parquet": Target(damaged([_parquet()]), _written("d.parquet", _all_rows), _parquet()),
 }  # fmt: skip
 
 
@@ -198,7 +222,10 @@ def attack(name, text):
         name: of the target.
         text: the file.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(datasets.config, "HF_DATASETS_CACHE", Path(folder) / ".cache"),
+    ):
         try:
             TARGETS[name].read(Path(folder), text)
         except MergescopeError as error:

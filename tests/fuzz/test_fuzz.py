@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from targets import CORPUS, TARGETS, attack
 
-SLOW = {"parquet": 25}
+SLOW = {"parquet": 25, "csv": 25}
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 import mergescope as ms
 from mergescope.errors import CheckpointError, DataError
 from mergescope.models import find_layers, has_running_statistics, net_config
+from mergescope.models.efficientnet_lite import EfficientNetLite
 from mergescope.models.nets import Attention, net_from_config
 
 
@@ -127,6 +128,22 @@ def test_a_resnet_is_what_torch_functions_compute(running_statistics):
     with torch.no_grad():
         torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-5)
     assert has_running_statistics(net) is running_statistics
+
+
+def test_efficientnet_lite_saves_loads_and_refuses_sides_that_strides_leave_a_rest_of(tmp_path):
+    net = EfficientNetLite(image=32, channels=1, width=0.1, classes=3).eval()
+    out = ms.save(ms.Checkpoint(net.state_dict(), name="net"), tmp_path / "net", config=net_config(net))
+    again = ms.load_model(out)
+    x = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(x), net(x)) and net(x).shape == (2, 3)
+    assert find_layers(net) == [*(f"_blocks.{n}" for n in range(16)), "output"]
+    assert has_running_statistics(net)
+    for shape in ([1, 48, 32], [3, 32, 32]):
+        with pytest.raises(
+            DataError, match=r"takes images \[1, height, width\] whose sides are multiples of 32"
+        ):
+            net(torch.zeros(2, *shape))
 
 
 def test_images_of_another_shape_are_refused():

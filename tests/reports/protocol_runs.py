@@ -7,7 +7,7 @@ from reports.looking import NASTY
 from support import family, labelled_batches
 
 import mergescope as ms
-from mergescope.merging.findings import plain
+from mergescope.plain import plain
 from mergescope.protocols.arithmetic import task_addition
 from mergescope.protocols.coefficients import SearchSettings, search_coefficients
 from mergescope.protocols.compare import Way, compare_methods
@@ -136,7 +136,11 @@ KINDS = {
 
 def make_run(kind, path, count=3):
     """Run a protocol and write its directory as its command does."""
-    study, run = KINDS[kind]
+    return write_run(*KINDS[kind], path, count)
+
+
+def write_run(study, run, path, count):
+    """The directory of a run: what ``run.yaml`` calls it, and what runs."""
     base, models, validation, test = given(count)
     result, settings = run(base, models, validation, test)
     out = RunDirectory(path)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import combinations
 from math import nan
 
 import numpy as np
@@ -308,6 +309,28 @@ def test_the_terminal_shows_a_line_a_pair_within_80_columns():
     assert "a + b one 51.0% (1.010) 52.0% (1.020) 54.0% (1.040)" in flat
     assert "20 samples" in flat
     assert "note: [red]a note" in flat
+
+
+TASKS = ("cars", "dtd", "eurosat", "gtsrb", "mnist", "resisc45", "sun397", "svhn")
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_eight_tasks_are_readable_on_a_terminal(width):
+    text = printed(measured_parts(view(models=TASKS, data=TASKS), {}), width)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width and "…" not in text
+    for one, other in combinations(TASKS, 2):  # one line a pair
+        (line,) = [line for line in lines if line.startswith(f"{one} + {other}  ") and "CTL holds" in line]
+        assert re.search(r"\+0\.\d{3} +80\.0%$", line)
+    assert "The report (--out) has every layer, with intervals." in " ".join(text.split())
+    scores = [line.split() for line in lines if line.startswith("sun397  ")]
+    assert [len(cells) for cells in scores] == [
+        1 + 2 * 4,
+        1 + 2 * 4,
+    ]  # accuracy and loss of four data sets, twice
+    assert all(re.fullmatch(r"[0-9.]+%|\([0-9.]+\)", cell) for cells in scores for cell in cells[1:])
+    heads = [line for line in lines if line.startswith("model  ")]
+    assert " ".join(heads).split() == ["model", *TASKS[:4], "model", *TASKS[4:]]
 
 
 def test_the_terminal_leaves_out_what_was_not_measured():

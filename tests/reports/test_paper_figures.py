@@ -7,18 +7,13 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from reports.looking import overlaps
+from reports.paper_runs import equations_run, study_run
 from reports.protocol_runs import make_run
-from support import family, labelled_batches
 
-import mergescope as ms
 from mergescope.errors import StudyError
-from mergescope.protocols.equations import EquationSettings, check_equations
-from mergescope.protocols.measure import HeldOut
 from mergescope.readings import Histogram
 from mergescope.reports import build_report
-from mergescope.reports.disentanglement_figures import BOX_COLOUR
 from mergescope.reports.html import as_csv
 from mergescope.reports.paper_figures.averages import averages_figure
 from mergescope.reports.paper_figures.barriers import barriers_figure
@@ -34,28 +29,10 @@ from mergescope.reports.paper_figures.ran import Ran, read_ran
 from mergescope.reports.paper_figures.regimes import regimes_figure
 from mergescope.reports.paper_figures.stitching import stitching_figure
 from mergescope.reports.publish import publish
-from mergescope.reports.style import render
-from mergescope.studies.claims import Claim
+from mergescope.reports.style import PAGE, STRONG, render
 from mergescope.studies.papers.figures import DRAWN_FROM, Quoted
 from mergescope.studies.papers.spec import paper_studies, read_study
-from mergescope.studies.rundir import DISTRIBUTIONS, RESULTS, Row, RunDirectory, write_rows, write_table
-
-LONG = ("one", "a task with quite a long name", "third", "_hidden $x_0$")
-
-
-def equations_run(path, seed=0, count=3, kinds=("eq2", "eq3"), regime="full"):
-    """What ``mergescope equations`` leaves of a tiny network."""
-    torch.manual_seed(0)
-    net = ms.ViT(image=8, patch=4, width=16, depth=3, heads=2, classes=3).eval()
-    base, *tuned = family(net, names=("base", *LONG[:count]), scale=0.1, seed=seed)
-    models = dict(zip(LONG, tuned, strict=False))
-    data = {name: HeldOut(name, labelled_batches(10, 5, seed=i), net, name) for i, name in enumerate(models)}
-    found = check_equations(base, models, data, EquationSettings(kinds, progress=False))
-    path.mkdir(parents=True, exist_ok=True)
-    write_rows(path / RESULTS, [Row(network="ViT", regime=regime, **row) for row in found.rows()])
-    lines = found.distributions()
-    write_table(path / DISTRIBUTIONS, {name: [line[name] for line in lines] for name in lines[0]})
-    return found
+from mergescope.studies.rundir import DISTRIBUTIONS, RESULTS, Row, write_rows, write_table
 
 
 def rows_run(path, rows):
@@ -147,7 +124,7 @@ def test_layers_are_means_over_tests_and_repetitions(tested):
     for axes in (linear, log):
         cos, baseline = axes.lines
         np.testing.assert_allclose(cos.get_ydata(), 1 - every.mean((0, 1)), atol=1e-12)
-        assert cos.get_markerfacecolor() != "white" and baseline.get_markerfacecolor() == "white"
+        assert cos.get_markerfacecolor() != PAGE and baseline.get_markerfacecolor() == PAGE
     assert (linear.get_yscale(), log.get_yscale()) == ("linear", "log") and linear.get_ylim()[0] == 0
     assert len(small) == len(names) == 3
     for axes, name in zip(small, names, strict=True):
@@ -404,7 +381,7 @@ def test_maps_of_all_regimes_share_one_scale(tmp_path):
     np.testing.assert_allclose(drawn, np.mean([grid.error for grid in grids], axis=0).T)
     np.testing.assert_allclose(np.asarray(maps[2].collections[0].get_array()).reshape(4, 4), grids[0].error.T)
     for axes in maps:
-        (box,) = [line for line in axes.lines if line.get_color() == BOX_COLOUR]
+        (box,) = [line for line in axes.lines if line.get_color() == STRONG]
         assert set(map(tuple, box.get_xydata())) == {(x, y) for x in (0.0, 1.0) for y in (0.0, 1.0)}
 
 
@@ -502,31 +479,6 @@ def test_models_stand_beside_their_linearisations(tmp_path):
 
 
 # --- pages
-
-
-def study_run(path, study, ran, draws):
-    """The run directory of a study whose steps are there."""
-    run = RunDirectory(path)
-    write_rows(path / RESULTS, [Claim("it holds", 1.0, 0.5, 1.5, 3, "CTL Fig. 7").row("net")])
-    steps = [
-        {"number": r.number, "regime": r.regime, "seed": r.seed, "run": str(r.folder), "figures": [], "seconds": 1.0,
-         "command": "mergescope equations"}
-        for r in ran
-    ]  # fmt: skip
-    provenance = {
-        "data": {"source": "images"},
-        "steps": steps,
-        "here": ["1"],
-        "cost": "1 command",
-        "says": "",
-        "family": None,
-        "root": None,
-    }
-    config = json.loads(next(s for s in paper_studies() if s.name == study).model_dump_json()) | {
-        "figures": draws
-    }
-    run.write_run(study, "cpu", config, provenance)
-    return path
 
 
 def test_pages_and_publications_have_figures_and_what_is_drawn_as_tables(tested, tmp_path):

@@ -13,9 +13,9 @@ from mergescope.protocols.disentanglement import DisentanglementSettings, disent
 from mergescope.protocols.measure import HeldOut
 from mergescope.protocols.search import Choice
 from mergescope.protocols.stitching import StitchingSettings, stitch_addition, stitch_negation
-from mergescope.reports.disentanglement_figures import BOX_COLOUR, error_maps
+from mergescope.reports.disentanglement_figures import error_maps
 from mergescope.reports.disentanglement_page import stored_grids
-from mergescope.reports.protocol_figures import STRONG, Line, ranking, score_panels
+from mergescope.reports.protocol_figures import Line, ranking, score_panels
 from mergescope.reports.protocol_view import scores_in
 from mergescope.reports.search_addition import lambda_curves
 from mergescope.reports.search_coefficients import Found, coefficient_figure
@@ -23,7 +23,7 @@ from mergescope.reports.search_negation import forgetting_curves, searched
 from mergescope.reports.soup_figures import greedy_steps, weights_against_logits
 from mergescope.reports.stitching_figures import by_coefficient, by_layer, mean_by_layer
 from mergescope.reports.stitching_page import stored_stitching
-from mergescope.reports.style import render
+from mergescope.reports.style import STRONG, render
 from mergescope.studies.rundir import Row
 
 NAMES = ("one", "a task with quite a long name", NASTY, "_hidden $x_0$")
@@ -50,7 +50,7 @@ def test_every_pair_has_a_heat_map_with_the_search_box(count, distance):
         # Task 1 goes to the right, task 2 up.
         shown = np.asarray(axes.collections[0].get_array()).reshape(4, 4)
         np.testing.assert_array_equal(shown, grid.error.T)
-        (box,) = [line for line in axes.lines if line.get_color() == BOX_COLOUR]
+        (box,) = [line for line in axes.lines if line.get_color() == STRONG]
         assert set(map(tuple, box.get_xydata())) == {(x, y) for x in (-0.5, 1.5) for y in (-0.5, 1.5)}
     assert maps[0].get_xlabel() == "α of one" and maps[0].get_ylabel().startswith("α of a task")
     amount, touching = overlaps(drawn)

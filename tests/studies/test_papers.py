@@ -52,7 +52,7 @@ def test_every_study_has_a_name_of_its_own_models_and_checks():
     ("change", "says"),
     [
         ({"steps": []}, "steps: Tuple should have at least 1 item"),
-        ({"stepp": 1}, "stepp: Extra inputs are not permitted"),
+        ({"stepp": 1}, r"stepp: Extra inputs are not permitted\. Did you mean: steps\?"),
         ({"steps": [{"command": "delete"}]}, "steps.0.command: Input should be"),
         ({"checks": [{"says": "a", "kind": "some", "rows": {}}]}, "checks.0.kind: Input should be"),
         ({"name": "A study"}, "name: String should match pattern"),

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 from small_images import write_pictures
+from typer.testing import CliRunner
 
-from mergescope.errors import StudyError
+from mergescope.cli import app
+from mergescope.data.prompts import known_classes
+from mergescope.errors import MergescopeError, StudyError
 from mergescope.models import net_config
 from mergescope.models.resnet import ResNet
 from mergescope.protocols.theorem import TheoremSettings
@@ -262,6 +265,69 @@ def test_parts_to_fine_tune_on_are_checked(causes, tmp_path):
     for tuned in ((0, 1), (1,), (1, 3)):
         with pytest.raises(StudyError, match="two or more of the parts 1 to 2"):
             root_causes.Plan(dataclasses.replace(causes, tuned=tuned), tmp_path)
+
+
+SHORT = {
+    "epochs": (1, 1), "pretraining_epochs": (0, 1), "fine_tuning_epochs": (1, 2), "shares": (0.0, 1.0),
+    "tuned_shares": (0.0, 1.0), "seeds": 2, "width": 2, "tuned": (1, 2),
+}  # fmt: skip
+"""Lengths, in place of the paper's."""
+
+
+def test_root_causes_of_the_paper_run_on_copies_of_both_data_sets(tmp_path, monkeypatch):
+    root = tmp_path / "hub"
+    write_pictures(root / "cifar100", classes=100, train=12, test=1, columns=("img", "fine_label"),
+                   names=known_classes()["cifar100"])  # fmt: skip
+    write_pictures(root / "tiny-imagenet", classes=200, train=12, test=1, splits=("train", "valid"))
+    paper = dataclasses.replace(root_causes.PRESETS["paper"], **SHORT)
+    monkeypatch.setitem(root_causes.PRESETS, "paper", paper)
+    words = ["study", "run", "root-causes", "--preset", "paper", "--data-root", root, "--workers", 1, "--out",
+             tmp_path / "run"]  # fmt: skip
+    result = CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    rows = [row for row in read_rows(tmp_path / "run" / RESULTS) if row.kind == KIND]
+    parts = {sweep: {row.data for row in rows if row.regime == sweep} for sweep in SWEEPS}
+    assert parts[PRETRAINING] == parts[SWEEPS[1]] == {"5-9 ∪ 10-14"}  # CIFAR-100, fives
+    assert parts[SWEEPS[2]] == parts[SWEEPS[3]] == {"10-19 ∪ 20-29"}  # Tiny ImageNet, tens
+    text = (tmp_path / "run" / "run.yaml").read_text()
+    assert "tiny-imagenet" in text
+
+
+def test_theorem_51_of_the_paper_runs_on_a_copy_of_its_data(tmp_path, monkeypatch):
+    root = tmp_path / "hub"
+    write_pictures(root / "cifar10", classes=10, train=12, test=2, columns=("img", "label"),
+                   names=known_classes()["cifar10"])  # fmt: skip
+    paper = dataclasses.replace(
+        theorem.PRESETS["paper"], width=2, stages=(1, 1, 1), checkpoints=(1, 2),
+        tunings=tuple(Recipe("sgd", lr=lr, epochs=1) for lr in (0.01, 0.03, 0.1)),
+    )  # fmt: skip
+    monkeypatch.setitem(theorem.PRESETS, "paper", paper)
+    theorem.run_preset("paper", tmp_path / "run", root=root, workers=1)
+    claims = [row for row in read_rows(tmp_path / "run" / RESULTS) if row.kind == "claim"]
+    assert {row.regime for row in claims} == set(theorem.PLACES)
+
+
+@pytest.mark.parametrize("study", [root_causes, theorem])
+def test_a_device_that_is_not_there_is_told_before_anything_is_written(study, tmp_path):
+    with pytest.raises(MergescopeError, match="device='abacus' can't be used here"):
+        study.run_preset("quick", tmp_path / "run", device="abacus")
+    assert not (tmp_path / "run").exists()
+
+
+def test_lengths_that_a_sweep_varies_are_not_cut(tmp_path):
+    words = [
+        "study",
+        "run",
+        "root-causes",
+        "--preset",
+        "quick",
+        "--train-steps",
+        2,
+        "--out",
+        tmp_path / "run",
+    ]
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert "takes no --train-steps" in str(result.exception) and "--preset quick" in str(result.exception)
 
 
 @pytest.mark.parametrize("study", [root_causes, theorem])

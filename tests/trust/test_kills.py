@@ -3,7 +3,6 @@
 Three moments of each command, and one of a study, which takes longest; MERGESCOPE_KILLS=50 tries so many.
 """
 
-import contextlib
 import os
 import random
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from commands import Commands
 from given_models import make, save, save_rows, texts
 from safetensors import safe_open
 from small_families import make_inputs
@@ -24,54 +24,12 @@ from mergescope.studies.rundir import read_rows
 KILLS = int(os.environ.get("MERGESCOPE_KILLS", "3"))
 QUIET = {"seconds", "peak_bytes", "forward_passes"}
 
-ZYGOTE = """
-import os, sys
-import torch; torch.set_num_threads(1)
-import transformers, datasets, pyarrow.parquet, matplotlib.pyplot
-import mergescope.studies.given, mergescope.studies.family_run, mergescope.reports, mergescope.merging.merge
-import mergescope.studies.digits, mergescope.merging.methods
-from mergescope.cli import main
-for line in sys.stdin:
-    child = os.fork()
-    if not child:
-        os.setpgid(0, 0)
-        sys.argv = ["mergescope", *line.rstrip("\\n").split("\\t")]
-        out = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(out, 1)
-        main()
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class Commands:
-    """Commands in children of one process that has imported everything already."""
-
-    def __init__(self):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def run(self, command, after=None):
-        """Run a command, killed with its workers after so many seconds; its status and duration."""
-        self.process.stdin.write("\t".join(map(str, command)) + "\n")
-        self.process.stdin.flush()
-        child = int(self.process.stdout.readline())
-        began = time.perf_counter()
-        if after is not None:
-            time.sleep(after)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        return int(self.process.stdout.readline()), time.perf_counter() - began
-
 
 @pytest.fixture(scope="module")
-def commands():
-    made = Commands()
+def commands(tmp_path_factory):
+    made = Commands(tmp_path_factory.mktemp("commands"))
     yield made
-    made.process.stdin.close()
-    made.process.wait()
+    made.close()
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +57,16 @@ def merging(inputs, out):
 def finetuning(inputs, out):
     data = [f"{name}={inputs / name}" for name in ("left", "right")]
     return ["finetune", "--base", inputs / "base", "--data", *data, "--regime", "full", "attention", "--out", out,
-            "--epochs", "2", "--batch", "4", "--save-every", "3", "--device", "cpu"]  # fmt: skip
+            "--epochs", "2", "--batch", "4", "--save-every", "3", "--keep", "best", "--device", "cpu"]  # fmt: skip
 
 
-def measuring(inputs, out):
-    return ["measure", "--base", inputs / "start", "--models", inputs / "a", inputs / "b", "--data",
+def measuring(inputs, out, command="measure"):
+    return [command, "--base", inputs / "start", "--models", inputs / "a", inputs / "b", "--data",
             f"t={inputs / 'test.csv'}", "--batch-size", "4", "--out", out]  # fmt: skip
+
+
+def equating(inputs, out):
+    return measuring(inputs, out, "equations")
 
 
 def studying(inputs, out):
@@ -141,23 +103,24 @@ def whole(out):
 
 
 @pytest.mark.parametrize(
-    "make_command", [merging, finetuning, measuring, studying], ids=lambda made: made.__name__
+    "make_command", [merging, finetuning, measuring, equating, studying], ids=lambda made: made.__name__
 )
 def test_a_killed_command_goes_on_to_the_same_bytes_and_numbers(make_command, inputs, commands, tmp_path):
     undisturbed = tmp_path / "undisturbed"
-    code, seconds = commands.run(make_command(inputs, undisturbed))
-    assert code == 0
+    first = commands.run(make_command(inputs, undisturbed))
+    assert first.code == 0, first.stderr
     rng, killed = random.Random(make_command.__name__), 0
     expected = tensors_of(undisturbed), numbers_of(undisturbed)
     assert any(expected)
     for turn in range(max(1, KILLS // 3) if make_command is studying else KILLS):
         out = tmp_path / f"out{turn}"
-        code, _ = commands.run(make_command(inputs, out), rng.uniform(0.02, 0.95) * seconds)
+        code = commands.run(make_command(inputs, out), rng.uniform(0.02, 0.95) * first.seconds).code
         killed += code == -signal.SIGKILL
         whole(out)
         assert code in (0, -signal.SIGKILL)
         if make_command is not merging or not out.exists():  # a merge that is complete isn't made again
-            assert commands.run(make_command(inputs, out))[0] == 0
+            again = commands.run(make_command(inputs, out))
+            assert again.code == 0, again.stderr
         assert (tensors_of(out), numbers_of(out)) == expected
         left = [str(path) for path in tmp_path.rglob("*") if path.name.startswith(f".{out.name}.")]
         assert not left

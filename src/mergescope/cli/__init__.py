@@ -30,37 +30,37 @@ from mergescope.cli import (
     study,
     theorems,
 )
+from mergescope.cli.commands import INTERRUPTED, command
 from mergescope.cli.engine_options import takes_engine
-from mergescope.cli.many_values import many_values
 from mergescope.errors import MergescopeError, printable
+from mergescope.progress import quiet_packages
 
 app = typer.Typer(
     name="mergescope",
     help="Will these fine-tuned models merge? Measure it, merge them, and see why.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("demo")(demo.demo)
-app.command("check")(check.check)
-app.command("geometry")(geometry.geometry)
-app.command("finetune", cls=many_values(*finetune.VARIADIC))(takes_engine(finetune.finetune))
-app.command("measure", cls=many_values(*measure.VARIADIC))(takes_engine(measure.measure))
-app.command("equations", cls=many_values(*equations.VARIADIC))(takes_engine(equations.equations))
-app.command("evaluate", cls=many_values(*evaluate.VARIADIC))(takes_engine(evaluate.evaluate))
-app.command("search", cls=many_values(*search.VARIADIC))(takes_engine(search.search))
-app.command("soup", cls=many_values(*soup.VARIADIC))(takes_engine(soup.soup))
-app.command("disentangle", cls=many_values(*disentangle.VARIADIC))(takes_engine(disentangle.disentangle))
-app.command("stitch", cls=many_values(*stitch.VARIADIC))(takes_engine(stitch.stitch))
-app.command("predict", cls=many_values(*predict.VARIADIC))(takes_engine(predict.predict))
-app.command("mergeability", cls=many_values(*mergeability.VARIADIC))(mergeability.mergeability)
-app.command("curvature", cls=many_values(*curvature.VARIADIC))(curvature.curvature)
-app.command("theorems", cls=many_values(*theorems.VARIADIC))(theorems.theorems)
-app.command("layers")(layers.layers)
-app.command("merge", cls=many_values("--parameter"))(merge.merge)
-app.command("report")(report.report)
-app.command("doctor")(doctor.doctor)
+command(app, "demo")(demo.demo)
+command(app, "check")(check.check)
+command(app, "geometry")(geometry.geometry)
+command(app, "finetune", *finetune.VARIADIC)(takes_engine(finetune.finetune))
+command(app, "measure", *measure.VARIADIC)(takes_engine(measure.measure))
+command(app, "equations", *equations.VARIADIC)(takes_engine(equations.equations))
+command(app, "evaluate", *evaluate.VARIADIC)(takes_engine(evaluate.evaluate))
+command(app, "search", *search.VARIADIC)(takes_engine(search.search))
+command(app, "soup", *soup.VARIADIC)(takes_engine(soup.soup))
+command(app, "disentangle", *disentangle.VARIADIC)(takes_engine(disentangle.disentangle))
+command(app, "stitch", *stitch.VARIADIC)(takes_engine(stitch.stitch))
+command(app, "predict", *predict.VARIADIC)(takes_engine(predict.predict))
+command(app, "mergeability", *mergeability.VARIADIC)(mergeability.mergeability)
+command(app, "curvature", *curvature.VARIADIC)(curvature.curvature)
+command(app, "theorems", *theorems.VARIADIC)(theorems.theorems)
+command(app, "layers")(layers.layers)
+command(app, "merge", "--parameter")(merge.merge)
+command(app, "report")(report.report)
+command(app, "doctor")(doctor.doctor)
 app.add_typer(study.app, name="study")
 
 
@@ -88,7 +88,9 @@ def main() -> None:
 
     Raises:
         MergescopeError: a user error under ``--debug``.
+        SystemExit: the command ended; its code is in docs/exit-codes.md.
     """
+    quiet_packages()
     try:
         app()
     except MergescopeError as error:
@@ -100,12 +102,13 @@ def main() -> None:
             f"[bold red]Error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True
         )
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(
-            "Interrupted. What is finished is kept: run the same command again (a merge with --resume).",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print(
+                "Interrupted. What is finished is kept: run the same command again (a merge with --resume).",
+                file=sys.stderr,
+            )
+        raise
 
 
 def _plain(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mergescope.cli.family_options import FAMILY, REGIME, models_or_family
+from mergescope.cli.printing import print_json
 
 
 def check(
@@ -34,7 +35,7 @@ def check(
     """  # noqa: DOC501 (typer shows this text to users)
     from pathlib import Path
 
-    from mergescope.errors import MergescopeError
+    from mergescope.errors import MergescopeError, near_paths
     from mergescope.merging.check import check as run
     from mergescope.merging.merge import default_threads
 
@@ -45,6 +46,11 @@ def check(
         raise MergescopeError(
             f"{recipes[0]} is a recipe and names its models: give it alone, without --base."
         )
+    if len(models) == 1 and base is None and not Path(models[0]).expanduser().exists():
+        raise MergescopeError(
+            f"There is no recipe {models[0]!r}.{near_paths(models[0])} Name a recipe, two models or more, or a model "
+            "and --base."
+        )
     count = threads or default_threads()
     if given is not None:
         report = run(given[1], given[0], fast=fast, threads=count, progress=True)
@@ -54,10 +60,7 @@ def check(
         report = run(models, base, fast=fast, threads=count, progress=True)
     said = _expected(report, given, recipes, base)
     if as_json:
-        import json
-
-        whole = {**report.to_dict(), "expected": None if said is None else said.to_dict()}
-        typer.echo(json.dumps(whole, indent=2))
+        print_json({**report.to_dict(), "expected": None if said is None else said.to_dict()})
     else:
         from rich.console import Console
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mergescope.cli.printing import JSON, print_json
 from mergescope.cli.study import describe_plan, run_study
 from mergescope.errors import StudyError
 
@@ -23,6 +24,7 @@ def demo(
     tasks: Annotated[str, typer.Option(help="'rotations' or 'class-pairs'.")] = "rotations",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one a core).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
     """Pretrain, fine-tune a family, measure its linearity, merge, evaluate, report.
 
@@ -32,9 +34,11 @@ def demo(
     """
     preset = _preset(quick, full)
     if dry_run:
-        describe_plan("digits", preset, None, data, tasks)
-        return
-    run_study("digits", preset, out, data, tasks, workers)
+        told = describe_plan("digits", preset, out, data, tasks)
+    else:
+        told = run_study("digits", preset, out, data, tasks, workers, as_json=as_json)
+    if as_json:
+        print_json(told)
 
 
 def _preset(quick: bool, full: bool) -> str:

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mergescope.cli.printing import JSON, print_json
+
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 """Variables that keep Hugging Face's packages from the network."""
 
@@ -28,7 +30,7 @@ OPTIONAL = {
 
 def doctor(
     network: Annotated[bool, typer.Option("--network", help="Ask the model hub whether it answers.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
     """Look at this installation: versions, devices, caches, offline state, what would work.
 
@@ -38,9 +40,7 @@ def doctor(
 
     found = examined(network)
     if as_json:
-        import json
-
-        typer.echo(json.dumps(found, indent=1))
+        print_json(found)
     else:
         for line in lines_of(found):
             typer.echo(line)

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mergescope.cli.printing import JSON, print_json
+
 VARIADIC = ("--data", "--regime", "--patterns", "--lora-targets")
 
 of_recipe, of_regime, of_data, of_run = (
@@ -61,7 +63,7 @@ def finetune(
     device: Annotated[str, of_run(help="auto or cpu.")] = "auto",
     workers: Annotated[int | None, of_run(min=1, help="Models trained at a time, in processes (1).")] = None,
     dry_run: Annotated[bool, of_run("--dry-run", help="Check everything, print what trains and stop.")] = False,
-    as_json: Annotated[bool, of_run("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, of_run("--json", help=JSON)] = False,
 ) -> None:  # fmt: skip
     """Fine-tune a base on every task in every regime, into one directory.
 
@@ -72,13 +74,15 @@ def finetune(
     [bold]Example:[/] mergescope finetune --base org/base --data mnist pets=org/pets --regime full --out family/
     """  # noqa: DOC501 (typer shows this text to users)
     given = dict(locals())
-    from mergescope.errors import MergescopeError
+    from mergescope.errors import MergescopeError, did_you_mean
     from mergescope.studies.family_file import read_family_config
 
     if out is None:
         raise MergescopeError("There is no place for the models. Give --out DIR.")
     if device not in ("auto", "cpu"):
-        raise MergescopeError(f"There is no device {device!r} to train on. Choose auto or cpu.")
+        raise MergescopeError(
+            f"There is no device {device!r} to train on.{did_you_mean(device, ('auto', 'cpu'))} Choose auto or cpu."
+        )
     said = _said(given)
     if family is not None and said:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in said)
@@ -174,9 +178,7 @@ def _family_parts(family: Any) -> Any:
 
 def _print(content: dict[str, Any], parts: Any, as_json: bool) -> None:
     if as_json:
-        import json
-
-        typer.echo(json.dumps(content, indent=1))
+        print_json(content)
         return
     from rich.console import Console
 

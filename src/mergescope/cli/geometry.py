@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mergescope.cli.family_options import FAMILY, REGIME, models_or_family
+from mergescope.cli.printing import print_json
 from mergescope.errors import MergescopeError
 
 
@@ -91,11 +92,7 @@ def _write(rows: list[dict[str, Any]], out: Path) -> None:
 
 def _print(rows: list[dict[str, Any]], parts: Iterable[Any], as_json: bool, out: Path | None) -> None:
     if as_json:
-        import json
-
-        from mergescope.merging.findings import plain
-
-        typer.echo(json.dumps(plain(rows), indent=1))
+        print_json(rows)
         return
     from rich.console import Console
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mergescope.cli.printing import JSON, print_json
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -18,7 +20,7 @@ def layers(
         list[str] | None,
         typer.Option("--layers", help="Suffix pattern such as 'attn.out_proj'; may be repeated."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
     """Show a model's layers: names, classes, the shape of what they return, parameters.
 
@@ -29,9 +31,7 @@ def layers(
     """
     found = describe(model, patterns or ["blocks"])
     if as_json:
-        import json
-
-        typer.echo(json.dumps(found, indent=1))
+        print_json(found)
         return
     from rich.console import Console
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
+from mergescope.cli.printing import JSON, print_json
 
 VARIADIC = ("--models", "--data", "--layers", "--alphas")
 
@@ -19,7 +20,7 @@ def measure(
     family: Annotated[str | None, typer.Option(help=FAMILY + " In place of models and data.")] = None,
     regime: Annotated[str | None, typer.Option(help=REGIME)] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory for results, figures and the report.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Open everything, print the plan and stop.")] = False,
     alphas: Annotated[list[float] | None, typer.Option(min=0, max=1, help="Interpolation weights (0.5).")] = None,
     layers: Annotated[list[str] | None, typer.Option(help="Suffix patterns of layers (see mergescope layers).")] = None,
@@ -96,12 +97,9 @@ def measure(
             report = build_report(run.path)
     said = expected_of_measurement(given, found)
     if as_json:
-        import json
-
         from mergescope.studies.measured import to_dict
 
-        whole = {**to_dict(found), "expected": None if said is None else said.to_dict()}
-        typer.echo(json.dumps(whole, indent=1, allow_nan=False))
+        print_json({**to_dict(found), "expected": None if said is None else said.to_dict()})
         return
     from rich.console import Console
 
@@ -118,9 +116,7 @@ def measure(
 
 def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        import json
-
-        typer.echo(json.dumps(plan, indent=1))
+        print_json(plan)
         return
     samples = ", ".join(f"{count} of {name}" for name, count in plan["samples"].items())
     local = f", and {plan['local_passes']:,} through the layers alone" if plan["local_passes"] else ""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergescope.cli.family_options import REGIME
+from mergescope.cli.printing import JSON, print_json
 
 if TYPE_CHECKING:
-    from mergescope.merging.plan import Job
+    from mergescope.merging.plan import Job, Plan
 
 
 def merge(
@@ -37,13 +38,14 @@ def merge(
     digests: Annotated[
         bool, typer.Option(help="Put the parents' content digests into the model card.")
     ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
     """Merge models by a recipe into a directory that from_pretrained loads.
 
     All models of a family are merged without a recipe: mergescope merge --family DIR --method ties --out merged/
 
     [bold]Example:[/] mergescope merge recipe.yml merged/ --dry-run
-    """  # noqa: DOC501 (typer's way to end with a status)
+    """
     import time
 
     from mergescope.errors import MergescopeError
@@ -65,24 +67,45 @@ def merge(
     )
     for note in plan.notes:
         typer.echo(f"note: {note}")
+    told = _told(plan, out, count)
     if dry_run:
         try:
             require_free(plan, out, overwrite)
         except MergescopeError as error:
             typer.echo(f"note: {error}")
+            told["notes"].append(str(error))
+        if as_json:
+            print_json({**told, "plan": [_tensor(job) for job in plan.jobs]})
+            return
         for job in plan.jobs:
             what = f"copied from {job.labels[0]}" if job.copy else f"{chosen.name} of {_shares(job)}"
             typer.echo(f"  {job.name}  {job.spec}  {what}")
         return
-    try:
-        run(
-            plan, out, threads=threads, max_shard_size=max_shard_size, overwrite=overwrite, resume=resume,
-            digests=digests,
-        )  # fmt: skip
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. What is done is kept: add --resume to go on from there.", err=True)
-        raise typer.Exit(130) from None
-    typer.echo(f"Merged into {out} in {time.perf_counter() - started:.1f} s")
+    run(
+        plan, out, threads=threads, max_shard_size=max_shard_size, overwrite=overwrite, resume=resume,
+        digests=digests,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    typer.echo(f"Merged into {out} in {seconds:.1f} s")
+    if as_json:
+        print_json({**told, "seconds": round(seconds, 2)})
+
+
+def _told(plan: Plan, out: Path, threads: int) -> dict[str, Any]:
+    return {
+        "directory": str(out), "method": plan.recipe.method.name, "models": list(plan.models), "seed": plan.seed,
+        "tensors": len(plan.jobs), "bytes_read": plan.bytes_read, "bytes_written": plan.bytes_written,
+        "threads": threads, "expected_memory": plan.expected_memory(threads), "notes": list(plan.notes),
+    }  # fmt: skip
+
+
+def _tensor(job: Job) -> dict[str, Any]:
+    values = {name: list(given) for name, given in job.values.per_model.items()}
+    return {
+        "name": job.name, "shape": list(job.spec.shape), "dtype": str(job.spec.dtype).removeprefix("torch."),
+        "copied": job.copy, "models": list(job.labels[:1] if job.copy else job.labels),
+        "parameters": {} if job.copy else {**values, **job.values.common},
+    }  # fmt: skip
 
 
 def _what_and_where(

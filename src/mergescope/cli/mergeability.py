@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mergescope.cli.printing import print_json
+from mergescope.cli.printing import JSON, print_json
 
 VARIADIC = ("--family", "--regime")
 
@@ -28,7 +28,7 @@ def mergeability(
         int, typer.Option(min=0, help="Samples of a task to take derivatives on; 0: none.")
     ] = 16,
     rules: Annotated[Path | None, typer.Option(help="Write the rule file here as well.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at once.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of pairs, groups and samples.")] = 0,

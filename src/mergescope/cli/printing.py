@@ -1,22 +1,81 @@
-"""What several commands print: plans, and results for scripts."""
+"""What several commands print: plans, and results for scripts, which have standard output to themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO
 
 import typer
 
+from mergescope.plain import plain
 
-def print_json(content: Mapping[str, Any]) -> None:
+JSON = "Print everything as JSON."
+"""Help of ``--json``."""
+
+_kept: list[TextIO] = []
+"""Standard output, while all but JSON goes elsewhere."""
+
+
+@contextmanager
+def results_alone(wanted: bool) -> Iterator[None]:
+    """Keep standard output for [`print_json`][], so that it is one JSON document, or empty after an error.
+
+    Whatever else is printed meanwhile, by other commands, packages and worker processes too, goes to standard error.
+
+    Args:
+        wanted: do that.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> with results_alone(True):
+        ...     print("this goes to standard error")
+        ...     print_json({"hello": float("nan")})
+        {
+         "hello": null
+        }
+    """
+    if not wanted or _kept:
+        yield
+        return
+    with _original(sys.stdout) as original, redirect_stdout(sys.stderr):
+        _kept.append(original)
+        try:
+            yield
+        finally:
+            _kept.pop()
+
+
+@contextmanager
+def _original(stdout: TextIO) -> Iterator[TextIO]:
+    # Worker processes write to the descriptor, whatever sys.stdout is here.
+    stdout.flush()
+    try:
+        number, error = stdout.fileno(), sys.stderr.fileno()
+    except (OSError, ValueError):  # no files, as in a notebook or a test: there are no other writers either
+        yield stdout
+        return
+    with os.fdopen(os.dup(number), "w", encoding="utf-8") as original:
+        os.dup2(error, number)
+        try:
+            yield original
+        finally:
+            os.dup2(original.fileno(), number)
+
+
+def print_json(content: Mapping[str, Any] | list[Any]) -> None:
     """Print for scripts.
 
     Args:
-        content: plain values.
+        content: plain values; numbers that are not finite become null.
     """
     import json
 
-    typer.echo(json.dumps(content, indent=1, allow_nan=False))
+    print(json.dumps(plain(content), indent=1, allow_nan=False), file=_kept[-1] if _kept else sys.stdout)
 
 
 def print_plan(plan: Mapping[str, Any], as_json: bool, first: str | None = None) -> None:

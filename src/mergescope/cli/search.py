@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
-from mergescope.cli.printing import print_json, print_plan
+from mergescope.cli.printing import JSON, print_json, print_plan
 from mergescope.errors import MergescopeError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def search(
     up_to: Annotated[float, typer.Option(help="Largest coefficient to go to.")] = 3.0,
     control: Annotated[float, typer.Option(min=0, max=1, help="Control accuracy that --negate keeps.")] = 0.95,
     out: Annotated[Path | None, typer.Option(help="Run directory for results and the report.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Open everything, print the plan and stop.")] = False,
     linearized: Annotated[bool | None, typer.Option(help="In the linearised network (auto: if trained so).")] = None,
     split: Annotated[str | None, typer.Option(help="Split that figures are of (default: test).")] = None,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
-from mergescope.cli.printing import print_json, print_plan
+from mergescope.cli.printing import JSON, print_json, print_plan
 
 VARIADIC = ("--models", "--data", "--layers")
 
@@ -23,7 +23,7 @@ def soup(
     subset_limit: Annotated[int, typer.Option(min=1, help="Subsets at most; more are drawn by chance.")] = 200,
     layers: Annotated[list[str] | None, typer.Option(help="Whose features subsets are measured by (blocks).")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory for results.parquet and run.yaml.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Open everything, print the plan and stop.")] = False,
     linearized: Annotated[bool | None, typer.Option(help="In the linearised network (auto: if trained so).")] = None,
     split: Annotated[str | None, typer.Option(help="Split that figures are of (default: test).")] = None,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
-from mergescope.cli.printing import print_json, print_plan
+from mergescope.cli.printing import JSON, print_json, print_plan
 
 VARIADIC = ("--models", "--data", "--pairs", "--lambdas", "--layers")
 
@@ -27,7 +27,7 @@ def stitch(
     split: Annotated[str | None, typer.Option(help="Split of the data (default: test, else validation).")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at once.")] = 32,
     out: Annotated[Path | None, typer.Option(help="Run directory for results and figures.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Open everything, print the plan and stop.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",

@@ -6,35 +6,50 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from mergescope.cli.commands import INTERRUPTED, command
 from mergescope.cli.engine_options import takes_engine
 from mergescope.cli.family_options import FAMILY, REGIME
-from mergescope.errors import MergescopeError, StudyError, did_you_mean
+from mergescope.cli.printing import JSON, print_json
+from mergescope.errors import MergescopeError, StudyError, did_you_mean, near_paths
 from mergescope.studies import Study, default_directory, find_study
 
 app = typer.Typer(help="The papers' experiments: list, show, run.", no_args_is_help=True)
 
 
-@app.command("list")
-def list_studies() -> None:
+@command(app, "list")
+def list_studies(as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False) -> None:
     """One line for each study: the papers' figures and tables, and protocols for families of your own.
 
     [bold]Example:[/] mergescope study list
     """
+    if as_json:
+        from mergescope.cli.study_content import listed_content
+
+        print_json(listed_content())
+        return
     from mergescope.cli.study_lines import listed
 
     typer.echo(listed())
 
 
-@app.command("show")
-def show(name: Annotated[str, typer.Argument(help="A study's name.")]) -> None:
+@command(app, "show")
+def show(
+    name: Annotated[str, typer.Argument(help="A study's name.")],
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
+) -> None:
     """What a study claims, its setting and source, models, cost, and the source's own numbers.
 
     [bold]Example:[/] mergescope study show ctl-fig7
     """
+    if as_json:
+        from mergescope.cli.study_content import shown_content
+
+        print_json(shown_content(name))
+        return
     from mergescope.cli.study_lines import shown
 
     typer.echo(shown(name))
@@ -46,7 +61,7 @@ def _is_paper(name: str) -> bool:
     return name in [study.name for study in paper_studies()]
 
 
-@app.command("run")
+@command(app, "run")
 @takes_engine
 def run(
     name: Annotated[str | None, typer.Argument(help="A study's name.")] = None,
@@ -74,6 +89,7 @@ def run(
     ] = Path("runs/studies"),
     every: Annotated[bool, typer.Option("--all", help="All studies of figures and tables.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
     """Run a study, or what is left of it, and write its report.
 
@@ -83,7 +99,18 @@ def run(
         raise StudyError("Name a study, or give --all. The studies: mergescope study list.")
     if every or _is_paper(str(name)):
         _run_papers(
-            name, preset or "cpu", out, data_root, work, family, regime, dry_run, workers, device, train_steps
+            name,
+            preset or "cpu",
+            out,
+            data_root,
+            work,
+            family,
+            regime,
+            dry_run,
+            workers,
+            device,
+            train_steps,
+            as_json,
         )
         return
     assert name is not None
@@ -91,10 +118,12 @@ def run(
     name = known.name
     preset = preset or ("default" if "default" in known.presets else "cpu")
     study = _checked(name, preset, tasks)
-    if data_root is not None:
+    if data_root is not None and "root" not in study.takes:
         raise StudyError(f"--data-root is for studies of figures and tables; {name} takes --data.")
-    if (train_steps, device) != (None, "cpu"):
-        raise StudyError(f"--train-steps and --device are for studies of figures and tables, not for {name}.")
+    if train_steps is not None:
+        raise StudyError(f"{name} takes no --train-steps. For a quick try: --preset quick.")
+    if device != "cpu" and "device" not in study.takes:
+        raise StudyError(f"{name} takes no --device: leave it out.")
     if bool(study.command) != (family is not None):
         raise StudyError(
             f"The study {name} runs on a family: give --family DIR."
@@ -105,17 +134,19 @@ def run(
         if (data, tasks, workers) != ("embedded", "rotations", None):
             raise StudyError(f"The study {name} takes data and models from the family: leave --data, --tasks and "
                              "--workers out.")  # fmt: skip
-        _run_command(study, preset, out, family, regime, dry_run)
+        _run_command(study, preset, out, family, regime, dry_run, as_json)
         return
     if "tasks" not in study.takes and tasks != "rotations":
         raise StudyError(f"The study {name} has its own tasks: leave --tasks out.")
     if dry_run:
-        describe_plan(name, preset, out, data, tasks)
-        return
-    run_study(name, preset, out, data, tasks, workers)
+        told = describe_plan(name, preset, out, data, tasks, data_root)
+    else:
+        told = run_study(name, preset, out, data, tasks, workers, device, data_root, as_json)
+    if as_json:
+        print_json(told)
 
 
-@app.command("publish")
+@command(app, "publish")
 def publish_pages(
     run_dirs: Annotated[list[Path], typer.Argument(help="Run directories of studies that end in claims.")],
     out: Annotated[Path, typer.Option(help="Directory of the pages.")] = Path("docs/results"),
@@ -123,6 +154,7 @@ def publish_pages(
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing: compare with what is published, by intervals.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
     """Write results pages: claims with verdicts, figures, numbers; and the index of all.
 
@@ -135,14 +167,19 @@ def publish_pages(
             f"--name {name} names one page, and there are {len(run_dirs)} runs. Publish them one by one."
         )
     if not check:
-        for run_dir in run_dirs:
-            typer.echo(f"Page: {publish(run_dir, out, name)}")
+        pages = [publish(run_dir, out, name) for run_dir in run_dirs]
+        for page in pages:
+            typer.echo(f"Page: {page}")
+        if as_json:
+            print_json({"pages": [str(page) for page in pages]})
         return
     found = {run_dir: differences(run_dir, out, name) for run_dir in run_dirs}
     for run_dir, lines in found.items():
         typer.echo(f"{run_dir.name}: " + ("as published" if not lines else f"{len(lines)} claims differ"))
         for line in lines:
             typer.echo(f"  {line}")
+    if as_json:
+        print_json({"differences": {str(run_dir): lines for run_dir, lines in found.items()}})
     if any(found.values()):
         raise StudyError(
             f"{sum(map(bool, found.values()))} of {len(found)} runs differ from what is published."
@@ -151,8 +188,9 @@ def publish_pages(
 
 def _run_papers(
     name: str | None, preset: str, out: Path | None, data_root: Path | None, work: Path, family: str | None,
-    regime: str | None, dry_run: bool, workers: int | None, device: str, train_steps: int | None,
+    regime: str | None, dry_run: bool, workers: int | None, device: str, train_steps: int | None, as_json: bool,
 ) -> None:  # fmt: skip
+    from mergescope.cli.study_lines import SWEEPS
     from mergescope.studies.papers.data_sets import Sources
     from mergescope.studies.papers.runner import Where, find_paper_study, plan_lines, run_study
     from mergescope.studies.papers.spec import paper_studies
@@ -160,13 +198,13 @@ def _run_papers(
 
     if data_root is not None and not data_root.is_dir():
         raise StudyError(
-            f"There is no directory {data_root}. Leave --data-root out, or name one that exists."
+            f"There is no directory {data_root}.{near_paths(data_root)} Leave --data-root out, or name one that exists."
         )
     if out is not None and name is None:
         raise StudyError("--out is of one study. With --all, every study has a directory under --work.")
     studies = paper_studies() if name is None else [find_paper_study(name)]
     sources = Sources(None if data_root is None else data_root.resolve())
-    problems = []
+    problems, told = [], []
     # Several networks at a time may be too many for the memory of another device.
     with engine_or_processes(workers or (None if device == "cpu" else 1)) as engine:
         for study in studies:
@@ -183,11 +221,12 @@ def _run_papers(
                 device=device, train_steps=train_steps,
             )  # fmt: skip
             if dry_run:
+                lines = plan_lines(study, preset, where)
                 typer.echo(f"{study.name} ({preset}):")
-                for line in plan_lines(study, preset, where):
+                for line in lines:
                     typer.echo(f"  {line}")
+                told.append({"study": study.name, "preset": preset, "directory": str(target), "plan": lines})
                 continue
-            from mergescope.cli.report import show_report
 
             typer.echo(f"{study.name}: {study.title}")
             try:
@@ -198,30 +237,62 @@ def _run_papers(
                 problems.append(f"{study.name}: {error}")  # the others may do without what is missing
                 typer.echo(f"Left out. {error}")
                 continue
-            show_report(target)
+            told.append(_reported(target, as_json))
     if name is None:
-        _run_sweeps(preset, work, data_root, workers, dry_run)
+        if train_steps is None:
+            told += _run_sweeps(preset, work, data_root, workers, device, dry_run, as_json)
+        else:
+            left_out = " and ".join(SWEEPS)
+            typer.echo(
+                f"{left_out}: left out, since --train-steps can't shorten them. For a quick try: --preset quick."
+            )
+    if as_json:
+        print_json(told[0] if name is not None else {"studies": told, "left_out": problems})
     if problems:
-        told = "\n".join(f"  - {problem}" for problem in problems)
-        raise StudyError(f"{len(problems)} of {len(studies)} studies did not run:\n{told}")
+        listing = "\n".join(f"  - {problem}" for problem in problems)
+        raise StudyError(f"{len(problems)} of {len(studies)} studies did not run:\n{listing}")
 
 
-def _run_sweeps(preset: str, work: Path, data_root: Path | None, workers: int | None, dry_run: bool) -> None:
-    # Figures whose studies train networks of their own; the other presets' data are named in them.
+def _reported(run_dir: Path, as_json: bool) -> dict[str, Any]:
+    from mergescope.cli.report import report_content, show_report
+
+    if as_json:
+        return report_content(run_dir)
+    show_report(run_dir)
+    return {}
+
+
+def _run_sweeps(
+    preset: str,
+    work: Path,
+    data_root: Path | None,
+    workers: int | None,
+    device: str,
+    dry_run: bool,
+    as_json: bool,
+) -> list[dict[str, Any]]:
+    # Figures whose studies train networks of their own.
     from mergescope.cli.study_lines import SWEEPS
 
-    found = None if data_root is None else data_root / "cifar10"
-    data = str(found) if found is not None and found.is_dir() and preset == "cpu" else "embedded"
+    root, told = None if data_root is None else data_root.resolve(), []
     for name in SWEEPS:
+        out = work / f"{name}-{preset}"
         if dry_run:
-            describe_plan(name, preset, work / f"{name}-{preset}", data, "rotations")
+            told.append(describe_plan(name, preset, out, "embedded", "rotations", root))
         else:
             typer.echo(f"{name}: {find_study(name).title}")
-            run_study(name, preset, work / f"{name}-{preset}", data, "rotations", workers)
+            told.append(run_study(name, preset, out, "embedded", "rotations", workers, device, root, as_json))
+    return told
 
 
 def _run_command(
-    study: Study, preset: str, out: Path | None, family: str | None, regime: str | None, dry_run: bool
+    study: Study,
+    preset: str,
+    out: Path | None,
+    family: str | None,
+    regime: str | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     words = [*study.command, "--family", str(family), *study.options[preset]]
     if regime is not None:
@@ -230,13 +301,16 @@ def _run_command(
         words += ["--dry-run"] if dry_run else ["--out", str(out or default_directory(study.name, preset))]
     typer.echo(f"mergescope {shlex.join(words)}")
     if not dry_run or "--dry-run" in words:
-        _run_words(words)
+        _run_words([*words, "--json"] if as_json else words)
+    elif as_json:
+        print_json({"study": study.name, "preset": preset, "plan": [f"mergescope {shlex.join(words)}"]})
 
 
 def _run_words(words: Sequence[str]) -> None:
     from mergescope.cli import app as commands
 
-    commands(list(words), standalone_mode=False)
+    if commands(list(words), standalone_mode=False) == INTERRUPTED:
+        raise KeyboardInterrupt
 
 
 def _checked(name: str, preset: str, tasks: str) -> Study:
@@ -250,7 +324,10 @@ def _checked(name: str, preset: str, tasks: str) -> Study:
     return study
 
 
-def run_study(name: str, preset: str, out: Path | None, data: str, tasks: str, workers: int | None) -> None:
+def run_study(
+    name: str, preset: str, out: Path | None, data: str, tasks: str, workers: int | None, device: str = "cpu",
+    root: Path | None = None, as_json: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Run a study, print its summary and where the report is.
 
     Args:
@@ -260,19 +337,26 @@ def run_study(name: str, preset: str, out: Path | None, data: str, tasks: str, w
         data: data source.
         tasks: which tasks.
         workers: processes.
+        device: where networks are, of studies that take it.
+        root: directory of data sets, of studies that take it.
+        as_json: leave the summary to the caller, and return it.
+
+    Returns:
+        As [`report_content`][mergescope.cli.report.report_content], if asked for.
     """
     study = _checked(name, preset, tasks)
     started = time.perf_counter()
     directory = out or default_directory(name, preset)
-    given = {"data": data, "tasks": tasks, "workers": workers}
+    given = {"data": data, "tasks": tasks, "workers": workers, "device": device, "root": root}
     study.load()(preset, directory, **{option: given[option] for option in study.takes})
-    from mergescope.cli.report import show_report
-
-    show_report(directory)
+    told = _reported(directory, as_json)
     typer.echo(f"{time.perf_counter() - started:.0f} s")
+    return told
 
 
-def describe_plan(name: str, preset: str, out: Path | None, data: str, tasks: str) -> None:
+def describe_plan(
+    name: str, preset: str, out: Path | None, data: str, tasks: str, root: Path | None = None
+) -> dict[str, Any]:
     """Print what a study would do, without doing it.
 
     Args:
@@ -281,11 +365,18 @@ def describe_plan(name: str, preset: str, out: Path | None, data: str, tasks: st
         out: run directory, or None for the default one.
         data: data source.
         tasks: which tasks.
+        root: directory of data sets, of studies that take it.
+
+    Returns:
+        The same for scripts.
     """
     study = _checked(name, preset, tasks)
     what = f"{tasks} of {data} digits" if "tasks" in study.takes else f"data {data}"
     typer.echo(f"{study.name} ({preset}, {study.presets[preset]}), {what}:")
-    given = {"data": data, "tasks": tasks}
+    given = {"data": data, "tasks": tasks, "root": root}
     options = {option: given[option] for option in study.takes if option in given}
-    for line in study.load("planner")(preset, out or default_directory(name, preset), **options):
+    directory = out or default_directory(name, preset)
+    lines = list(study.load("planner")(preset, directory, **options))
+    for line in lines:
         typer.echo(f"  {line}")
+    return {"study": study.name, "preset": preset, "directory": str(directory), "plan": lines}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from mergescope.studies import STUDIES, Study, find_study
 from mergescope.studies.papers.spec import PaperStudy, paper_studies
@@ -62,9 +63,23 @@ def shown(name: str) -> str:
     Raises:
         StudyError: there is no such study.
     """  # noqa: DOC502 (raised by what this calls)
+    return "\n".join(f"{term:<10}{text}" for term, text in terms(name))
+
+
+def terms(name: str) -> list[tuple[str, str]]:
+    """The same, not yet put together.
+
+    Args:
+        name: as listed.
+
+    Returns:
+        Terms with their texts.
+
+    Raises:
+        StudyError: there is no such study.
+    """  # noqa: DOC502 (raised by what this calls)
     papers = {study.name: study for study in paper_studies()}
-    lines = _paper(papers[name]) if name in papers else _study(find_study(name))
-    return "\n".join(f"{term:<10}{text}" for term, text in lines)
+    return _paper(papers[name]) if name in papers else _study(find_study(name))
 
 
 def _study(study: Study) -> list[tuple[str, str]]:
@@ -83,7 +98,7 @@ def _study(study: Study) -> list[tuple[str, str]]:
 
 
 def _paper(study: PaperStudy) -> list[tuple[str, str]]:
-    from mergescope.studies.papers.costs import cost_of
+    from mergescope.studies.papers.costs import cost_of, measured_costs
     from mergescope.studies.papers.runner import PRESETS, Where, family_of
 
     where = Where(Path("out"), Path("work"), command=lambda words: None)
@@ -101,9 +116,22 @@ def _paper(study: PaperStudy) -> list[tuple[str, str]]:
         ("source", study.source),
         ("models", "; ".join(f"{preset}: {family}" for preset, family in study.family.items())),
         *(("cost", f"{preset}: {cost}") for preset, cost in costs),
+        *(
+            ("took", f"{preset}: {_took(cost)}")
+            for preset, cost in measured_costs().get(study.name, {}).items()
+        ),
         *([("shared", f"models with {', '.join(shared)}")] if shared else []),
         *(("checks", text) for text in checks),
         *(("there", line) for line in study.reference),
         *(("differs", f"{preset}: {text}") for preset, text in study.differs.items()),
         ("run", f"mergescope study run {study.name} --preset {next(iter(study.family))} [--data-root DIR]"),
     ]
+
+
+def _took(cost: Mapping[str, Any]) -> str:
+    shares = [f"{_minutes(cost[kind])} of {kind}" for kind in ("training", "passes") if cost[kind]]
+    return f"{' and '.join(shares)} on one core (torch {cost['torch']}); more cores share it"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:,.0f} min" if seconds >= 90 else f"{seconds:,.0f} s"

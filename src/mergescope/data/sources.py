@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergescope.data.columns import is_text, label_columns
+from mergescope.data.json_rows import read_json_rows
 from mergescope.data.splits import (
     FORMATS,
     SYNONYMS,
@@ -21,12 +23,13 @@ from mergescope.data.splits import (
     split_files,
 )
 from mergescope.documents import read_json, usable_path
-from mergescope.errors import DataError, did_you_mean
+from mergescope.errors import DataError, near_paths
 
 if TYPE_CHECKING:
     import datasets
 
 _KINDS = ", ".join(FORMATS)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def parse_data_option(text: str) -> tuple[str, str]:
@@ -83,10 +86,10 @@ def load_table(
 
     Args:
         spec: a hub id ``org/name[@revision]``; a ``.parquet``, ``.csv``, ``.tsv``, ``.json``,
-            ``.jsonl`` or ``.txt`` file (one text a line, empty lines skipped, column ``text``); a
-            directory of those, with the splits' names in file or directory names; a directory
-            written by ``save_to_disk``; or an image folder ``root[/split]/class/x.png``. A path
-            that exists always wins over a hub id.
+            ``.jsonl`` (mappings, one a line or in a list, or one mapping of columns) or ``.txt`` file (one
+            text a line, empty lines skipped, column ``text``); a directory of those, with the splits' names
+            in file or directory names; a directory written by ``save_to_disk``; or an image folder
+            ``root[/split]/class/x.png``. A path that exists always wins over a hub id.
         split: which; by default test, else validation, else the only one.
         config: which of several data sets under one name.
         revision: branch, tag or commit of a hub id.
@@ -97,7 +100,7 @@ def load_table(
             ``ClassLabel`` when rows are left out, so that the rest keeps its numbers.
 
     Returns:
-        The rows, on disk and read when asked.
+        The rows; on disk and read when asked, but for JSON and text files.
 
     Raises:
         DataError: nothing there, or it can't be read, or there is no such split.
@@ -109,7 +112,7 @@ def load_table(
     if path.exists():
         table = _local(path, split, config)
     elif _looks_local(text):
-        raise DataError(f"There is no file or directory {text!r}.{_near(path)}")
+        raise DataError(f"There is no file or directory {text!r}.{near_paths(path)}")
     else:
         table = _from_hub(text, split, config, revision)
     if not len(table):
@@ -159,15 +162,20 @@ def _local(path: Path, split: str | None, config: str | None) -> datasets.Datase
 
 def _read(name: str, files: list[Path]) -> datasets.Dataset:
     import datasets
+    import pyarrow as pa
 
     where = str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
     suffix = files[0].suffix.lower()
-    if suffix == ".txt":
-        return datasets.Dataset.from_dict({"text": _lines(files)}, split=datasets.NamedSplit(name))
+    if FORMATS[suffix] in ("text", "json"):
+        try:
+            rows = read_json_rows(files) if FORMATS[suffix] == "json" else pa.table({"text": _lines(files)})
+        except OSError as error:
+            raise DataError(
+                f"{error.filename or where} can't be read: {error.strerror}. Check its permissions."
+            ) from error
+        return datasets.Dataset(datasets.table.InMemoryTable(rows), split=datasets.NamedSplit(name))
     if suffix == ".parquet":
         _require_plausible(files)
-    if FORMATS[suffix] == "json":
-        _require_rows(files)
     options: dict[str, Any] = {}
     if FORMATS[suffix] == "csv":
         # By default the words "NA", "null" and "None" would be read as nothing at all.
@@ -178,6 +186,7 @@ def _read(name: str, files: list[Path]) -> datasets.Dataset:
                 FORMATS[suffix], data_files={name: [str(file) for file in files]}, split=name, **options
             )
     except Exception as error:  # the library raises many kinds
+        _require_cache(where, error)
         raise DataError(
             f"{where} can't be read as {FORMATS[suffix]}: {_reason(error)}. Check that every row has the same "
             "columns and that the file is complete."
@@ -190,16 +199,20 @@ def _read(name: str, files: list[Path]) -> datasets.Dataset:
     return table
 
 
-def _require_rows(files: list[Path]) -> None:
-    # pyarrow's reader ends the whole process on rows such as null.
-    for file in files:
-        with file.open("rb") as stream:
-            start = stream.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
-        if not re.match(rb"\{|\[\s*\{", start):
-            raise DataError(
-                f"{file} can't be read as json: expected mappings, one a line or in a list, got {start[:40]!r}. Check "
-                "that the file is complete."
-            )
+def _require_cache(where: str, error: BaseException) -> None:
+    import datasets
+
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    cause = _first_cause(error)
+    if not isinstance(cause, OSError):
+        return
+    refused = Path(cause.filename) if isinstance(cause.filename, str) else None
+    of_cache = refused is not None and (refused in (cache, *cache.parents) or cache in refused.parents)
+    if of_cache or cause.errno in _FULL:
+        raise DataError(
+            f"{where} can't be read: the datasets library can't write its copy into {cache} ({cause.strerror}). Make "
+            "room or correct the permissions there, or set HF_DATASETS_CACHE to another directory."
+        ) from error
 
 
 def _require_plausible(files: list[Path]) -> None:
@@ -287,8 +300,8 @@ def _from_hub(text: str, split: str | None, config: str | None, revision: str | 
         )
         raise DataError(
             f"There is no file or directory {repo!r}, and datasets can't load it from the hub or its cache "
-            f"({datasets.config.HF_DATASETS_CACHE}{asked}): {_reason(error)}. Check the spelling, the config, "
-            "your network and your access. Without a network, fetch it where there is one "
+            f"({datasets.config.HF_DATASETS_CACHE}{asked}): {_reason(error)}.{near_paths(repo)} Check the spelling, "
+            "the config, your network and your access. Without a network, fetch it where there is one "
             f"(datasets.load_dataset({repo!r}).save_to_disk(DIR)), copy DIR here, and name DIR."
         ) from error
     return loaded[choose_split(list(loaded), split, repo)]
@@ -303,14 +316,14 @@ def _looks_local(text: str) -> bool:
     )
 
 
-def _near(path: Path) -> str:
-    parent = path.parent
-    return did_you_mean(path.name, [item.name for item in parent.iterdir()]) if parent.is_dir() else ""
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:  # it says more than "an error occurred"
+        error = error.__cause__
+    return error
 
 
 def _reason(error: BaseException) -> str:
-    while error.__cause__ is not None:  # the first cause says more than "an error occurred"
-        error = error.__cause__
+    error = _first_cause(error)
     said = " ".join(str(error).split()) or "no message"
     return f"{type(error).__name__}: {said[:400]}"
 

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 
 SHARE, MOST = 0.1, 5000
-"""Validation is this share of train, and at most so many rows (equations.md 3)."""
+"""Validation is this share of train, and at most so many rows (TA)."""
 
 SEED = 0
 """Of the choice of validation rows: one for all runs, so that no run sees another's validation data."""
 
 
 def held_out(rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Divide a training split: 10 % of it, at most 5 000 rows, are for validation (equations.md 3).
+    """Divide a training split: 10 % of it, at most 5 000 rows, are for validation (TA).
 
     Args:
         rows: how many the training split has.
@@ -66,7 +66,7 @@ def load_split(
         split: ``"train"``, ``"validation"`` or ``"test"``. Validation is held out of train (see
             [`held_out`][]), except where the task has a split of its own for it.
         classes: numbers of the classes that make up the task, where it is a part of a data set
-            (Split CIFAR-100, equations.md 6); rows of others are left out.
+            (Split CIFAR-100, MC-SGD); rows of others are left out.
         limit: at most so many rows, a random choice in the order of the data. A larger limit keeps
             the rows of a smaller one.
         seed: of that choice.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mergescope.display import NONE, Cell, Table, View, as_html, as_pandas, as_pretty, as_text, figure
+from mergescope.plain import plain
 from mergescope.weights.geometry import Geometry
 from mergescope.weights.relation import Relation
 
@@ -127,6 +128,53 @@ class Report:
             return 2
         return 3 if strict and self.of("warning") else 0
 
+    @property
+    def says(self) -> str:
+        """The conclusion in words."""
+        errors, warnings = len(self.of("error")), len(self.of("warning"))
+        counted = f"{warnings} warning{'' if warnings == 1 else 's'}"
+        if errors:
+            return f"Can't be merged: {errors} error{'' if errors == 1 else 's'}, {counted}."
+        return f"Can be merged: no errors, {counted}."
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Findings, and how the models are related, as lines of a table.
+
+        Returns:
+            ``kind`` (severity, or ``pair``), ``topic`` (of a pair: its relation), ``points``, ``says``; of pairs
+            also the cosine and sign conflict of their task vectors.
+        """
+        nan = float("nan")
+        found: list[dict[str, Any]] = [
+            {"kind": it.severity, "topic": it.topic, "points": "", "says": it.message} for it in self.findings
+        ]
+        return found + [
+            {
+                "kind": "pair", "topic": it.relation.word, "points": f"{it.model} + {it.other}", "says": it.reason,
+                "cos": nan if it.cosine is None else it.cosine,
+                "sign_conflict": nan if it.sign_conflict is None else it.sign_conflict,
+            }
+            for it in self.verdicts
+        ]  # fmt: skip
+
+    __str__, to_pandas, _repr_html_, _repr_pretty_ = as_text, as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        found = tuple((it.severity, it.topic, it.message) for it in self.findings)
+        pairs = tuple(
+            (
+                f"{it.model} / {it.other}",
+                it.relation.word,
+                Cell(NONE) if it.cosine is None else figure(it.cosine),
+                it.reason,
+            )
+            for it in self.verdicts
+        )
+        tables = [Table("Findings", ("severity", "topic", "what"), found)] if found else []
+        heads = ("pair", "relation", "cosine", "reason")
+        tables += [Table("Where the models come from", heads, pairs)] if pairs else []
+        return View(self.says, tuple(tables), tuple(f"not checked: {it}" for it in self.skipped))
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON: no NaN and no infinite numbers, which JSON lacks (null instead).
 
@@ -147,25 +195,3 @@ class Report:
             "about": QUALITY,
         }
         return plain(whole)
-
-
-def plain(value: Any) -> Any:
-    """Make something JSON can hold.
-
-    Args:
-        value: lists, tuples, mappings and scalars.
-
-    Returns:
-        The same with lists for tuples and None for numbers that are not finite.
-
-    Example:
-        >>> plain({"a": (1, float("nan"))})
-        {'a': [1, None]}
-    """
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
-        return None
-    return value

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergescope.errors import RecipeError
+from mergescope.errors import RecipeError, near_paths
 from mergescope.merging.methods import Method
 from mergescope.merging.settings import Setting
 
@@ -204,7 +204,7 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
         return parse(text, "recipe")
     path = Path(text).expanduser()
     if len(text) > 4096 or not path.is_file():
-        raise RecipeError(f"There is no recipe file {text!r:.300}.", [])
+        raise RecipeError(f"There is no recipe file {text!r:.300}.{near_paths(path)}", [])
     try:
         return parse(path.read_text(encoding="utf-8-sig"), path.name)
     except UnicodeDecodeError:

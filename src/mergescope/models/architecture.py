@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from mergescope.documents import DocumentError, read_json
-from mergescope.errors import CheckpointError
+from mergescope.errors import CheckpointError, near_paths
 from mergescope.models.nets import NETS, net_from_config
 from mergescope.models.plausible import require_plausible
 from mergescope.models.quiet import quiet_transformers
@@ -174,7 +174,7 @@ def find_gguf(source: str | os.PathLike[str]) -> Path | None:
     path = Path(source).expanduser()
     if path.suffix.lower() == ".gguf" and not path.is_dir():
         if not path.is_file():
-            raise CheckpointError(f"There is no file {str(path)!r}.")
+            raise CheckpointError(f"There is no file {str(path)!r}.{near_paths(path)}")
         return path
     if not path.is_dir() or any(file.suffix in {".safetensors", *PICKLES} for file in path.iterdir()):
         return None
@@ -212,11 +212,11 @@ def _fetch(repo: str, revision: str | None) -> Path:
         with quiet_transformers():
             return Path(hf_hub_download(repo, "config.json", revision=revision))
     except HFValidationError as error:  # not even the form of an id
-        raise CheckpointError(f"There is no file or directory {repo!r}.") from error
+        raise CheckpointError(f"There is no file or directory {repo!r}.{near_paths(repo)}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision!r}" if revision else ""
         raise CheckpointError(
             f"{repo!r} is neither a local path nor a model whose config.json the hub gave us{at} "
-            f"({type(error).__name__}). Check the spelling, your network and your access; "
+            f"({type(error).__name__}).{near_paths(repo)} Check the spelling, your network and your access; "
             "with HF_HUB_OFFLINE=1 only models already in the cache are found."
         ) from error

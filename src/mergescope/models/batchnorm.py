@@ -2,7 +2,7 @@
 
 The running mean and variance stored in a checkpoint describe *its own* activations. Averaging
 them does not give the statistics of the averaged network, whose activations can collapse
-(REPAIR, Jordan et al. 2023; equations.md 6). Re-estimation passes data through it once more.
+(REPAIR, Jordan et al. 2023). Re-estimation passes data through it once more.
 """
 
 from __future__ import annotations

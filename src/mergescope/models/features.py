@@ -1,6 +1,6 @@
 """How a layer's output becomes one vector a sample, and a model's output what readings take.
 
-The conventions of equations.md 6. The layers of transformers return token maps; texts differ in
+The conventions of CTL (Figs 7 and 19 to 24). The layers of transformers return token maps; texts differ in
 length and are padded. What counts as *the* feature of a sample is a choice:
 
 | choice | feature of a sample |

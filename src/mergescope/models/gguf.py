@@ -19,7 +19,7 @@ from mergescope.models.architecture import find_gguf
 from mergescope.models.loading import load_model
 from mergescope.models.quiet import quiet_transformers
 from mergescope.weights import Checkpoint
-from mergescope.weights.files import atomic_directory
+from mergescope.weights.files import atomic_directory, disk_errors
 
 WHOLE = ("F64", "F32", "F16", "BF16")
 """Types of tensors that are not quantised."""
@@ -84,7 +84,7 @@ def dequantise(path: Path, out: Path | None = None) -> Path:
     if out.is_dir():
         return out
     network: Any = load_model(path)
-    with atomic_directory(out) as folder, quiet_transformers():
+    with disk_errors(out), atomic_directory(out) as folder, quiet_transformers():
         # transformers does not save what it read from GGUF: the same network, without that in its configuration.
         config = copy.deepcopy(network.config)
         if hasattr(config, "quantization_config"):

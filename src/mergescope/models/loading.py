@@ -145,8 +145,9 @@ def usable_device(device: torch.device | str) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         raise MergescopeError(
-            f"device={str(device)!r} can't be used here: {str(error).splitlines()[0]} Use 'cpu', or a device "
-            "that this machine and this build of torch have."
+            f"device={str(device)!r} can't be used here: {str(error).splitlines()[0]}"
+            f"{did_you_mean(str(device), ('cpu', 'cuda', 'mps', 'xpu'))} Use 'cpu', or a device that this machine and "
+            "this build of torch have."
         ) from error
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mergescope.errors import CheckpointError, DataError, did_you_mean
+from mergescope.models.efficientnet_lite import EfficientNetLite
 from mergescope.models.resnet import ResNet
 
 
@@ -202,7 +203,7 @@ class ViT(nn.Module):
 
 
 NETS: dict[str, type[nn.Module]] = {
-    MLP.model_type: MLP, ViT.model_type: ViT, ResNet.model_type: ResNet,
+    MLP.model_type: MLP, ViT.model_type: ViT, ResNet.model_type: ResNet, EfficientNetLite.model_type: EfficientNetLite,
 }  # fmt: skip
 """Networks by the ``model_type`` of their configuration."""
 
@@ -214,7 +215,8 @@ def net_config(model: nn.Module) -> dict[str, Any]:
     """The ``config.json`` of one of these networks.
 
     Args:
-        model: an [`MLP`][], [`ViT`][] or [`ResNet`][mergescope.models.resnet.ResNet].
+        model: an [`MLP`][], [`ViT`][], [`ResNet`][mergescope.models.resnet.ResNet] or
+            [`EfficientNetLite`][mergescope.models.efficientnet_lite.EfficientNetLite].
 
     Returns:
         Its model type and settings.

@@ -51,7 +51,7 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """A residual network with a 3x3 stem and basic blocks (He et al. 2016).
 
-    By default the narrow ResNet-18 of Split CIFAR-100 (MC-SGD; CTL Figs 2, 3, 11; equations.md 6):
+    By default the narrow ResNet-18 of Split CIFAR-100 (MC-SGD; CTL Figs 2, 3, 11):
     20 base channels, 1.1 M parameters. ``ResNet(stages=(3, 3, 3), width=16, classes=10)`` is ResNet-20
     (CTL C.2; 0.27 M, with convolutions as shortcuts).
 

@@ -107,8 +107,16 @@ def _fake(model: nn.Module) -> None:
     def fake(value: torch.Tensor) -> torch.Tensor:
         return torch.empty(value.shape, dtype=value.dtype)
 
-    model._apply(fake)
     for module in model.modules():
+        # Put there by hand: old versions of torch would keep the parameter and change what is in it.
+        module._parameters.update({
+            name: nn.Parameter(fake(value), requires_grad=False)
+            for name, value in module._parameters.items()
+            if value is not None
+        })
+        module._buffers.update({
+            name: fake(value) for name, value in module._buffers.items() if value is not None
+        })
         for name, value in list(vars(module).items()):
             if isinstance(value, torch.Tensor):  # a table that the network did not register
                 setattr(module, name, fake(value))

@@ -43,7 +43,7 @@ def zero_shot_head(
     logit_scale: float,
     cache: Path | None = None,
 ) -> Head:
-    """The classifier that a CLIP text tower makes of class names (equations.md 4).
+    """The classifier that a CLIP text tower makes of class names (CLIP, Radford et al. 2021; TA).
 
     Row ``c`` is ``exp(s) n(mean_t n(text(t with c)))`` for templates ``t``, where ``n(v) = v / |v|``.
     It is for normalised image embeddings.

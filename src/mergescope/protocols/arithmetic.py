@@ -1,4 +1,4 @@
-"""Task addition: one coefficient, chosen on validation data, and the figures of test data (TA; equations.md 3)."""
+"""Task addition: one coefficient, chosen on validation data, and the figures of test data (TA; ATTN Eq. 5)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mergescope.display import View, as_html, as_pandas, as_pretty, pivot
 from mergescope.errors import MergescopeError
 from mergescope.protocols.evaluation import Evaluation, Model
 from mergescope.protocols.linear_model import in_linear_model
 from mergescope.protocols.measure import HeldOut
-from mergescope.protocols.scores import NAN, ModelScores, score_table, scores_of
+from mergescope.protocols.scores import NAN, ModelScores, score_grid, score_table, scores_of
 from mergescope.protocols.search import addition_line
 from mergescope.protocols.tuning import ArithmeticSettings, LineSearch, end_note, require_tasks, search_line
 from mergescope.weights import Point, mean
+
+LINE = "base + lambda * sum of task vectors"
+"""What is searched."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Addition:
         Returns:
             Fields of [`Row`][mergescope.studies.rundir.Row].
         """
-        common = {"kind": "lambda-search", "points": "base + lambda * sum of task vectors"}
+        common = {"kind": "lambda-search", "points": LINE}
         found: list[dict[str, Any]] = []
         for lam, accuracies in self.search.accuracies.items():
             line = {**common, "parameter": lam}
@@ -86,11 +90,26 @@ class Addition:
         found += [{**single, "data": task, "mean": value} for task, value in self.search.single.items()]
         return found + [row for scores in self.test for row in scores.rows("addition")]
 
-    def __str__(self) -> str:
+    @property
+    def says(self) -> str:
+        """The choice in words."""
         choice = self.search.choice
-        lines = [
+        return (
             f"Addition: lambda = {choice.lam:g}, chosen on validation (normalised accuracy {choice.score:.4f}); "
-            f"{self.binds}",
+            f"{self.binds}"
+        )
+
+    to_pandas, _repr_html_, _repr_pretty_ = as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        if self.test:
+            return View(self.says, (score_grid(self.test, "Accuracy on test data"),), self.notes)
+        search = pivot(self.rows(), "Accuracy on validation data", "parameter", "data", points=LINE)
+        return View(self.says, (search,), self.notes)
+
+    def __str__(self) -> str:
+        lines = [
+            self.says,
             *(score_table(self.test) if self.test else ["No test data were given."]),
             f"{self.forward_passes:,} forward passes, {self.seconds:.1f} s",
         ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from mergescope.display import Table, View, as_html, as_pandas, as_pretty, as_text, figure
 from mergescope.errors import PointError
 from mergescope.readings import NextTokenLoss, Outputs
 from mergescope.tracing import Trace
@@ -32,6 +34,37 @@ class Barrier:
     loss_barrier: float
     error_barrier: float
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The curves and their barriers as lines of a results table.
+
+        Returns:
+            Fields of [`Row`][mergescope.studies.rundir.Row]: ``line`` at every alpha, and ``barrier``.
+        """
+        curves = {"loss": self.loss, "error": self.error}
+        found = [
+            {"kind": "line", "measure": measure, "mean": float(values[place]), "parameter": float(alpha)}
+            for place, alpha in enumerate(self.alphas)
+            for measure, values in curves.items()
+        ]
+        ends = {"loss": self.loss_barrier, "error": self.error_barrier}
+        return found + [
+            {"kind": "barrier", "measure": measure, "mean": value} for measure, value in ends.items()
+        ]
+
+    __str__, to_pandas, _repr_html_, _repr_pretty_ = as_text, as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        said = ", ".join(
+            f"{what} barrier {value:+.4f}" if value > 0 else f"no {what} barrier ({value:+.4f})"
+            for what, value in (("loss", self.loss_barrier), ("error", self.error_barrier))
+        )
+        lines = tuple(
+            (f"{alpha:g}", figure(loss), figure(error))
+            for alpha, loss, error in zip(self.alphas, self.loss, self.error, strict=True)
+        )
+        heads = ("alpha", "loss", "error rate")
+        return View(f"On the line: {said}", (Table("Along the line between two models", heads, lines),))
+
 
 def line(a: Point | TensorSource, b: Point | TensorSource, alphas: Sequence[Number]) -> dict[float, Point]:
     """The points ``alpha th_a + (1 - alpha) th_b``.
@@ -54,7 +87,7 @@ def barrier(
     b: Point | TensorSource,
     alphas: Sequence[Number],
 ) -> Barrier:
-    """The linear-mode-connectivity barrier (CTL 2; equations.md 2).
+    """The linear-mode-connectivity barrier (CTL 2).
 
     ``max_alpha [ L(alpha th_a + (1 - alpha) th_b) - alpha L(th_a) - (1 - alpha) L(th_b) ]`` over
     the interior alphas, for the cross-entropy loss and for the error rate.

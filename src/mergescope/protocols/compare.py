@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mergescope.display import Table, View, as_html, as_pandas, as_pretty
 from mergescope.errors import MergescopeError, PointError
 from mergescope.merging.in_memory import known_method, merge_in_memory, parameter_values
 from mergescope.protocols.evaluation import Evaluation, Model, joined
 from mergescope.protocols.linear_model import in_linear_model
 from mergescope.protocols.measure import HeldOut
-from mergescope.protocols.scores import NAN, ModelScores, score_table, scores_of
+from mergescope.protocols.scores import NAN, ModelScores, best_of, score_grid, score_table, scores_of
 from mergescope.protocols.search import addition_line
 from mergescope.protocols.tuning import ArithmeticSettings, require_tasks, search_line
 from mergescope.weights import Point, mean
@@ -183,6 +184,15 @@ class Comparison:
                 for measure, value in (("evaluated points", line.points), ("at_end", line.at_end)):
                     found.append({**same, **cost, "measure": measure, "mean": float(value)})
         return found
+
+    to_pandas, _repr_html_, _repr_pretty_ = as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        scores = [line.scores for line in self.methods]
+        grid = score_grid([*self.references, *scores], "Accuracy on test data")
+        needs = ["", ""] + [line.needs + ", at the grid's end" * line.at_end for line in self.methods]
+        lines = tuple((*line, said) for line, said in zip(grid.lines, needs, strict=True))
+        return View(best_of(scores), (Table(grid.caption, (*grid.heads, "needs"), lines),), self.notes)
 
     def __str__(self) -> str:
         heading, *lines = score_table([*self.references, *(line.scores for line in self.methods)])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from mergescope.display import View, as_html, as_pandas, as_pretty, pivot
 from mergescope.errors import MergescopeError, did_you_mean
 from mergescope.models.layers import find_layers
 from mergescope.protocols.error_grids import BOX, THRESHOLD, ErrorGrid, coefficients, inside, summarised
@@ -114,14 +115,29 @@ class Disentanglement:
         }  # fmt: skip
         return [{**row, **cost} for grid in self.grids for row in grid.rows()]
 
-    def __str__(self) -> str:
-        s, width = self.settings, max([5, *(len(grid.name) for grid in self.grids)])
+    @property
+    def _title(self) -> str:
+        s, (low, high) = self.settings, self.settings.box
         what = f"features of {s.layer}" if s.layer else "outputs"
         where = " in the linearised network" if self.linearized else ""
-        (low, high), names = s.box, ("mean error", "share below")
-        lines = [
+        return (
             f"Weight disentanglement error ({s.distance} of {what}){where}, {s.points} x {s.points} on "
-            f"[-{s.reach:g}, {s.reach:g}]^2; box [{low:g}, {high:g}]^2; small: below {s.threshold:g}",
+            f"[-{s.reach:g}, {s.reach:g}]^2; box [{low:g}, {high:g}]^2; small: below {s.threshold:g}"
+        )
+
+    to_pandas, _repr_html_, _repr_pretty_ = as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        in_box = [(grid.summaries["mean error of the box"].mean, grid.name) for grid in self.grids]
+        (low, least), (high, most) = min(in_box), max(in_box)
+        more = f"; smallest {low:.3f} ({least})" if len(in_box) > 1 else ""
+        said = f"Largest mean error in the search box: {high:.3f} ({most}){more}"
+        return View(said, (pivot(self.rows(), self._title, "points", "measure"),), self.notes)
+
+    def __str__(self) -> str:
+        width, names = max([5, *(len(grid.name) for grid in self.grids)]), ("mean error", "share below")
+        lines = [
+            self._title,
             f"{'tasks':<{width}}  {'samples':>11}"
             + "".join(f"  {f'{name}, {where}':>24}" for where in ("square", "box") for name in names),
         ]
@@ -143,7 +159,7 @@ def disentanglement(
     """The weight disentanglement error of pairs of tasks over a square of coefficients.
 
     ``xi(a1, a2) = sum_t E_{x ~ D_t} dist(f(x; th_0 + a_t tau_t), f(x; th_0 + a1 tau_1 + a2 tau_2))``
-    (TANGENT; ATTN Property 4; equations.md 3). Single-task terms depend on one coefficient, so a pair
+    (TANGENT; ATTN Property 4). Single-task terms depend on one coefficient, so a pair
     costs ``n^2`` evaluations on each task's data and ``n`` more, which all pairs with that task share. In
     a linearised network the checkpoints' passes give the whole grid exactly.
 

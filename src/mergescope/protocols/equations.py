@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from mergescope.display import NONE, Cell, Table, View, as_html, as_pandas, as_pretty, figure
 from mergescope.errors import MergescopeError, did_you_mean
 from mergescope.protocols.linear_model import in_linear_model, linearized_in_place, require_executor
 from mergescope.protocols.linearity import (
@@ -22,7 +23,7 @@ from mergescope.protocols.linearity import (
     negation,
 )
 from mergescope.protocols.measure import HeldOut
-from mergescope.protocols.scores import as_fields
+from mergescope.protocols.resume import kept_in
 from mergescope.readings import EDGES, Histogram, InnerProducts
 from mergescope.tracing import Trace, trace
 from mergescope.weights import Point
@@ -115,23 +116,8 @@ class Tested:
         Returns:
             Fields of [`Row`][mergescope.studies.rundir.Row].
         """
-        common = {
-            "kind": self.kind,
-            "points": self.name,
-            "data": " ∪ ".join(self.data),
-            "parameter": self.parameter,
-        }
-        return [
-            {
-                **common,
-                "layer": entry.layer,
-                "trivial": entry.trivial,
-                "measure": measure,
-                **as_fields(summary),
-            }
-            for entry in self.found.layers
-            for measure, summary in entry.measures.items()
-        ]
+        common = {"kind": self.kind, "points": self.name, "data": " ∪ ".join(self.data)}
+        return [{**row, **common} for row in self.found.rows()]
 
     def distributions(self) -> list[dict[str, Any]]:
         """How coef and cos are distributed over samples, as lines of a table (CTL Figs 3, 6).
@@ -209,6 +195,33 @@ class Equations:
         """
         return [line for test in self.tests for line in test.distributions()]
 
+    to_pandas, _repr_html_, _repr_pretty_ = as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        lines = []
+        for test in self.tests:
+            evidence = test.found.evidence
+            if not evidence:
+                lines.append((
+                    f"{KINDS[test.kind]}: {test.name}",
+                    "no layer is evidence",
+                    *[Cell(NONE)] * 4,
+                    "–",
+                ))
+                continue
+            cos = min(evidence, key=lambda entry: entry.measures["cos"].mean)
+            coef = max(evidence, key=lambda entry: abs(entry.measures["coef"].mean - 1))
+            low, off = cos.measures["cos"], coef.measures["coef"]
+            lines.append((
+                f"{KINDS[test.kind]}: {test.name}", "holds" if test.found.verdict.ctl else "no",
+                figure(low.mean, low.low, low.high), figure(cos.measures["baseline"].mean),
+                figure(off.mean, off.low, off.high), Cell(cos.layer), coef.layer,
+            ))  # fmt: skip
+        holding = sum(test.found.verdict.ctl for test in self.tests)
+        heads = ("test", "CTL", "lowest cos", "baseline", "coef off most", "cos at", "coef at")
+        said = f"CTL holds in {holding} of {len(self.tests)} tests"
+        return View(said, (Table("The layers that decide", heads, tuple(lines)),), self.notes)
+
     def __str__(self) -> str:
         width = min(max(6, *(len(test.name) for test in self.tests)), 48)
         lines = [
@@ -239,7 +252,7 @@ def check_equations(
 ) -> Equations:
     """Measure CTL of all pairs, Eq. 1 of averages, Eq. 2 of all pairs, Eq. 3 of every model (CTL 4.1 to 4.3).
 
-    ``f(left) ~ sum_k a_k f(p_k)`` at every layer (equations.md 1): cos, coef and gap, with the baseline that the
+    ``f(left) ~ sum_k a_k f(p_k)`` at every layer (CTL, Eq. 1 to 3): cos, coef and gap, with the baseline that the
     right-hand models give by themselves. Each data set is passed once through all points. What concerns one model or
     pair is measured on the data of their own tasks, where data have owners.
 
@@ -274,11 +287,15 @@ def check_equations(
         network: AbstractContextManager[nn.Module] = nullcontext(held.model)
         if linear and start is not None:
             network = linearized_in_place(held.model, start, held.fixed)
+        points = list(dict.fromkeys(point for test in tests for point in test.points))
+        groups = [[points.index(point) for point in test.points] for test in tests]
+        how = [s.layers, s.features, s.executor, groups]
         with network as model:
             passes[name] = trace(
-                dict.fromkeys(point for test in tests for point in test.points), held.batches, model, layers=s.layers,
+                points, held.batches, model, layers=s.layers,
                 readings=[InnerProducts([test.points for test in tests])], features=s.features, executor=s.executor,
                 device=s.device, fixed=held.fixed, progress=s.progress,
+                keep=kept_in("equations", held, points, start if linear else None, how),
             )  # fmt: skip
     tested = tuple(
         Tested(

@@ -82,7 +82,7 @@ def coefficients(points: int, reach: Number) -> tuple[Fraction, ...]:
 
 @dataclass(frozen=True)
 class ErrorGrid:
-    """``xi(a1, a2)`` of two tasks (TANGENT; ATTN Property 4; equations.md 3).
+    """``xi(a1, a2)`` of two tasks (TANGENT; ATTN Property 4).
 
     Attributes:
         tasks: both.

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
 
+from mergescope.display import View, as_html, as_pandas, as_pretty, as_text, pivot
 from mergescope.errors import DataError, MergescopeError, PointError, did_you_mean
 from mergescope.protocols.linear_model import linearized_in_place
 from mergescope.protocols.measure import HeldOut
 from mergescope.protocols.resume import Arrays, once
-from mergescope.readings import Outputs
+from mergescope.readings import Outputs, bootstrap
 from mergescope.tracing import trace
 from mergescope.tracing.affine import Mixtures
 from mergescope.weights import Point
@@ -151,6 +153,39 @@ class Evaluation:
     def seconds(self) -> float:
         """Seconds of all passes."""
         return sum(said.seconds for said in self.tasks.values())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Accuracy and loss of every point on every task as lines of a results table.
+
+        Returns:
+            Fields of [`Row`][mergescope.studies.rundir.Row].
+        """
+        found = []
+        for task, said in self.tasks.items():
+            values = np.stack([*said.correct.values(), *said.losses.values()], axis=1)
+            names = [(str(point), what) for what in ("accuracy", "loss") for point in said.correct]
+            found += [
+                {"kind": "accuracy", "points": point, "data": task, "measure": what, **vars(summary)}
+                for (point, what), summary in zip(names, bootstrap(values), strict=True)
+            ]
+        return found
+
+    __str__, to_pandas, _repr_html_, _repr_pretty_ = as_text, as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        everywhere = {
+            str(point): float(np.mean(list(self.accuracies(point).values())))
+            for point in next(iter(self.tasks.values())).correct
+            if all(point in said.correct for said in self.tasks.values())
+        }
+        best = max(everywhere, key=lambda name: everywhere[name], default=None)
+        of_all = f", the mean over {len(self.tasks)} tasks," if len(self.tasks) > 1 else ""
+        said = (
+            "No point was evaluated on every task"
+            if best is None
+            else f"Highest accuracy{of_all} of what ran on all data: {everywhere[best]:.4f} of {best}"
+        )
+        return View(said, (pivot(self.rows(), "Accuracy", "points", "data", measure="accuracy"),))
 
 
 def evaluate(

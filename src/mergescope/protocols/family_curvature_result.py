@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mergescope.display import Table, View, as_html, as_pandas, as_pretty, figure
 from mergescope.protocols.curvature import Eigenvalues
-from mergescope.protocols.theorem_result import TheoremCheck, TheoremPair
+from mergescope.protocols.theorem_result import HEADS, TheoremCheck, TheoremPair, regression_table
 from mergescope.readings.regression import Regression
 
 if TYPE_CHECKING:
@@ -157,6 +158,50 @@ class FamilyCurvature:
         }  # fmt: skip
         return [{**row, **cost} for row in found]
 
+    to_pandas, _repr_html_, _repr_pretty_ = as_pandas, as_html, as_pretty
+
+    @property
+    def says(self) -> str:
+        """What Theorem 5.1 comes to, in words."""
+        return (
+            f"Theorem 5.1: the bound holds for {self.held} of {len(self.pairs)} cases (a pair on a data set); it is "
+            f"{self.looseness:.3g} times the gap (median)"
+        )
+
+    def _view(self) -> View:
+        peaks = tuple(
+            (f"{peak.name} on {peak.data}", figure(peak.found.value), figure(peak.found.found.residuals[0]))
+            for peak in self.peaks
+            if peak.kind != "pair"
+        )
+        along = tuple(
+            (it.task, *map(figure, (it.curvature, it.length, it.bound, it.share)))
+            for it in self.along
+            if it.own
+        )
+        tables = [
+            Table("Largest eigenvalue of the loss's Hessian", ("at", "lambda", "residual"), peaks),
+            Table(
+                "Curvature along task vectors",
+                ("task vector", "t^T H t", "|t|^2", "lambda |t|^2", "share"),
+                along,
+            ),
+        ]
+        if not self.pairs:
+            return View("Curvature at the base and at fine-tunes", tuple(tables), self.notes)
+        sides = tuple(
+            (
+                f"{pair.name} on {at}",
+                *map(figure, (pair.gap.mean, pair.term, pair.eigenvalue, pair.distance, pair.bound)),
+                "yes" if pair.holds else "no",
+            )
+            for at, pair in self.pairs
+        )
+        told = {key: line for key, line in self.regressions.items() if math.isfinite(line.r2)}
+        tables.append(Table("Both sides of Theorem 5.1", ("pair", *HEADS, "holds"), sides))
+        tables += [regression_table(told)] if told else []
+        return View(self.says, tuple(tables), self.notes)
+
     def __str__(self) -> str:
         parts = [_peak_lines(self), _along_lines(self), _pair_lines(self), _regression_lines(self)]
         conventions = dict.fromkeys(said for check in self.checks.values() for said in check.conventions)
@@ -200,11 +245,9 @@ def _pair_lines(found: FamilyCurvature) -> list[str]:
         return []
     name = max([4, *(len(pair.name) for _, pair in found.pairs)])
     data = max([4, *(len(at) for at, _ in found.pairs)])
-    heads = ("gap", "exact term", "lambda", "|d|^2", "bound")
     lines = [
-        f"Theorem 5.1: the bound holds for {found.held} of {len(found.pairs)} cases (a pair on a data set); it is "
-        f"{found.looseness:.3g} times the gap (median)",
-        f"{'pair':<{name}}  {'data':<{data}}" + "".join(f"{head:>12}" for head in heads) + "  holds",
+        found.says,
+        f"{'pair':<{name}}  {'data':<{data}}" + "".join(f"{head:>12}" for head in HEADS) + "  holds",
     ]
     for at, pair in found.pairs:
         figures = (pair.gap.mean, pair.term, pair.eigenvalue, pair.distance, pair.bound)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mergescope.display import Cell, Table, View, as_html, as_pandas, as_pretty, number
 from mergescope.protocols.premises import Checked, Premises
 from mergescope.protocols.tallies import Case, Tally, llfc_and_length, tally
 from mergescope.protocols.transitivity import PairGap, triples
@@ -102,6 +103,25 @@ class FamilyTheorems:
             "seconds": round(self.seconds, 3), "forward_passes": self.forward_passes, "peak_bytes": self.peak_bytes,
         }  # fmt: skip
         return [{**row, **cost} for row in rows]
+
+    to_pandas, _repr_html_, _repr_pretty_ = as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        counts = self.tallies
+        premises, both, cases = (
+            sum(getattr(it, name) for it in counts) for name in ("premises", "both", "cases")
+        )
+        s = self.settings
+        said = (
+            f"The premises hold in {premises} of {cases} cases, and the conclusion in {both} of these (a gap counts as "
+            f"none up to {s.gap:g}, a barrier up to {s.loss:g} nats)"
+        )
+        lines = tuple(
+            (it.theorem, *(Cell(number(value)) for value in (it.cases, it.premises, it.conclusions, it.both)))
+            for it in counts
+        )
+        heads = ("theorem", "cases", "premises hold", "conclusion holds", "both")
+        return View(said, (Table("For how many models, data and layers", heads, lines),), self.notes)
 
     def __str__(self) -> str:
         lines = [*_barrier_lines(self), *_chain_lines(self), *_transitivity_lines(self)]

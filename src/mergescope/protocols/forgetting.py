@@ -1,4 +1,4 @@
-"""Task negation: forget a task and keep the others, or control data, up (TA; equations.md 3)."""
+"""Task negation: forget a task and keep the others, or control data, up (TA)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mergescope.display import Table, View, as_html, as_pandas, as_pretty, figure, pivot
 from mergescope.errors import MergescopeError
 from mergescope.protocols.evaluation import Evaluation, Model
 from mergescope.protocols.linear_model import in_linear_model
@@ -119,12 +120,36 @@ class Negation:
                 found.append({**every, "measure": f"mean {measure} accuracy", **as_fields(summary)})
         return found
 
+    @property
+    def says(self) -> str:
+        """What was asked for, in words."""
+        share = f"{100 * self.settings.control_share:g} %"
+        return f"Negation: control accuracy on {self.control}, at least {share} of the pretrained model's"
+
+    to_pandas, _repr_html_, _repr_pretty_ = as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        chosen = tuple(
+            (task, *map(figure, (it.lam, it.target, it.control, it.floor)), it.binds)
+            for task, it in self.search.choices.items()
+        )
+        kept = [task for task, choice in self.search.choices.items() if not choice.feasible]
+        failed = f"; no coefficient above 0 does that for {', '.join(kept)}" if kept else ""
+        tables = [
+            Table(
+                "Chosen on validation data", ("task", "lambda", "target", "control", "floor", "binds"), chosen
+            )
+        ]
+        if self.test:
+            rows = [{**row, "measure": row["measure"].removeprefix("mean ")} for row in self.rows()]
+            tables.append(pivot(rows, "On test data", ("points", "data"), "measure", kind="negation"))
+        return View(f"{self.says}{failed}", tuple(tables), self.notes)
+
     def __str__(self) -> str:
         width = max(len("mean"), *(len(task) for task in self.search.choices))
-        share = f"{100 * self.settings.control_share:g} %"
         heads = "".join(f"{head:>10}" for head in ("target", "control", "floor"))
         lines = [
-            f"Negation: control accuracy on {self.control}, at least {share} of the pretrained model's",
+            self.says,
             f"{'validation':<{width + 2}}{'lambda':>8}{heads}  binds",
         ]
         for task, choice in self.search.choices.items():

@@ -1,13 +1,15 @@
-"""Linearity tests: CTL and equations 1 to 3 as instances of one form (equations.md 1)."""
+"""Linearity tests: CTL and equations 1 to 3 as instances of one form (CTL 4.1 to 4.3)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
+from mergescope.display import View, as_html, as_pandas, as_pretty, pivot
 from mergescope.errors import PointError
 from mergescope.models.layers import OUTPUT
 from mergescope.readings import MEASURES, RELATIVE, InnerProducts, Summary, bootstrap, linearity_measures
@@ -223,11 +225,42 @@ class Linearity:
         )
         return Verdict(llfc, holds, beats, reason)
 
-    def __str__(self) -> str:
-        parameter = "" if self.test.parameter is None else f" at {self.test.parameter:g}"
+    @property
+    def says(self) -> str:
+        """The verdict in words, with the layer that decided."""
         verdict = self.verdict
+        ctl_says, llfc_says = ("holds" if it else "does not hold" for it in (verdict.ctl, verdict.llfc))
+        return f"CTL {ctl_says}, LLFC {llfc_says}: {verdict.reason}."
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every measure at every layer as lines of a results table.
+
+        Returns:
+            Fields of [`Row`][mergescope.studies.rundir.Row]; the kind is the test's name.
+        """
+        test = self.test
+        parameter = float("nan") if test.parameter is None else test.parameter
+        common = {"kind": test.name, "points": str(test.left), "parameter": parameter}
+        return [
+            {**common, "layer": entry.layer, "trivial": entry.trivial, "measure": measure, **vars(summary)}
+            for entry in self.layers
+            for measure, summary in entry.measures.items()
+        ]
+
+    to_pandas, _repr_html_, _repr_pretty_ = as_pandas, as_html, as_pretty
+
+    @property
+    def _title(self) -> str:
+        parameter = "" if self.test.parameter is None else f" at {self.test.parameter:g}"
+        return f"{self.test.name}{parameter}: {self.samples} samples"
+
+    def _view(self) -> View:
+        measures = ("cos", "coef", "gap", "baseline")
+        return View(self.says, (pivot(self.rows(), self._title, "layer", "measure", only=measures),))
+
+    def __str__(self) -> str:
         lines = [
-            f"{self.test.name}{parameter}: {self.samples} samples",
+            self._title,
             f"{'layer':<28}{'cos':>8}  {'95% interval':<18}{'coef':>8}{'gap':>8}{'baseline':>10}{'n':>8}",
         ]
         for entry in self.layers:
@@ -238,9 +271,7 @@ class Linearity:
                 f"{entry.measures['coef'].mean:>8.4f}{entry.measures['gap'].mean:>8.4f}"
                 f"{baseline.mean:>10.4f}{cos.n:>8}{note}"
             )
-        ctl_says, llfc_says = ("holds" if it else "does not hold" for it in (verdict.ctl, verdict.llfc))
-        says = f"CTL {ctl_says}, LLFC {llfc_says}"
-        return "\n".join([*lines, f"{says}: {verdict.reason}."])
+        return "\n".join([*lines, self.says])
 
 
 def linearity(
@@ -267,7 +298,7 @@ def linearity(
         seed: of the bootstrap.
 
     Returns:
-        Every measure of equations.md 2 at every layer.
+        cos, coef, gap and their relatives at every layer.
 
     Raises:
         MergescopeError: a trace has no inner products of the test's points.

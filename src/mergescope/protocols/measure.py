@@ -12,13 +12,22 @@ import numpy as np
 from torch import nn
 
 from mergescope.data.heads import CLASSES, TOKENS, head_of
+from mergescope.display import as_html, as_pandas, as_pretty, as_text
 from mergescope.errors import MergescopeError
 from mergescope.models.features import Features
 from mergescope.models.layers import OUTPUT, layer_choice
 from mergescope.protocols.barrier import Barrier, barrier
 from mergescope.protocols.linear_model import in_linear_model, linearized_in_place, require_executor
 from mergescope.protocols.linearity import Linearity, LinearityTest, ctl, linearity
+from mergescope.protocols.measured_view import (
+    measurement_rows,
+    measurement_says,
+    measurement_view,
+    pair_rows,
+    pair_view,
+)
 from mergescope.protocols.reasons import reason
+from mergescope.protocols.resume import kept_in
 from mergescope.readings import InnerProducts, NextTokenLoss, Outputs, Reading, Summary, bootstrap
 from mergescope.tracing import Trace, trace
 from mergescope.weights import Point
@@ -164,6 +173,9 @@ class Pair:
             return found
         return f"By construction: features of a linearised network are affine in its weights. {found}"
 
+    rows, _view = pair_rows, pair_view
+    __str__, to_pandas, _repr_html_, _repr_pretty_ = as_text, as_pandas, as_html, as_pretty
+
 
 @dataclass
 class Measurement:
@@ -186,6 +198,10 @@ class Measurement:
     losses: dict[tuple[str, str], dict[str, Summary]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     linearized: bool = False
+
+    says = property(measurement_says)
+    rows, _view = measurement_rows, measurement_view
+    __str__, to_pandas, _repr_html_, _repr_pretty_ = as_text, as_pandas, as_html, as_pretty
 
 
 @dataclass(frozen=True)
@@ -401,11 +417,16 @@ def _trace(
     network: AbstractContextManager[nn.Module] = nullcontext(held.model)
     if s.linearized and base is not None:
         network = linearized_in_place(held.model, base, held.fixed)
+    how = [
+        layers, s.features, s.executor, local is not None, s.centred, bool(s.linearized),
+        [[points.index(point) for point in group] for group in groups],
+        getattr(s.calibration, "fingerprint", s.calibration),
+    ]  # fmt: skip
     with network as model:
         return trace(
             points, held.batches, model, layers=layers, readings=readings, features=s.features, local=local,
             centre=base if s.centred else None, executor=s.executor, device=s.device, fixed=held.fixed,
-            calibration=s.calibration, progress=s.progress,
+            calibration=s.calibration, progress=s.progress, keep=kept_in("measure", held, points, base, how),
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mergescope.display import View, as_html, as_pandas, as_pretty, pivot
 from mergescope.errors import DataError, MergescopeError, PointError, did_you_mean
 from mergescope.models.layers import OUTPUT
 from mergescope.protocols.linearity import ctl, linearity
@@ -87,6 +88,12 @@ class Premises:
             for part, found in (("premise", line.premises), ("conclusion", line.conclusions))
             for name, value in found.items()
         ]  # fmt: skip
+
+    to_pandas, _repr_html_, _repr_pretty_ = as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        shown = pivot(self.rows(), f"Theorem {self.theorem}", ("points", "data", "layer"), "measure")
+        return View(f"Theorem {self.theorem}: {self.says}", (shown,))
 
 
 def no_barrier(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mergescope.display import NONE, Cell, Table, figure
 from mergescope.errors import PointError
 from mergescope.protocols.evaluation import Evaluation, Model
 from mergescope.readings import Summary, bootstrap
@@ -165,6 +166,56 @@ def scores_of(
         name, {task: both[0] for task, both in summaries.items()}, {task: both[1] for task, both in summaries.items()},
         over_tasks(hits, seed=seed), normalised, parameter,
     )  # fmt: skip
+
+
+def score_grid(scores: Sequence[ModelScores], caption: str) -> Table:
+    """The scores as a table of a notebook: accuracy by task, mean, and normalised mean.
+
+    Args:
+        scores: one a line.
+        caption: of the table.
+
+    Returns:
+        The table, intervals with the means.
+    """
+    tasks = list(dict.fromkeys(task for line in scores for task in line.accuracy))
+    normalised = any(line.normalised for line in scores)
+
+    def cell(summary: Summary | None, interval: bool = True) -> Cell:
+        ends = (summary.low, summary.high) if summary is not None and interval else ()
+        return Cell(NONE) if summary is None else figure(summary.mean, *ends)
+
+    lines = tuple(
+        (
+            line.name,
+            *(cell(line.accuracy.get(task), interval=False) for task in tasks),
+            cell(line.mean),
+            *([cell(line.normalised)] if normalised else []),
+        )
+        for line in scores
+    )
+    return Table(caption, ("model", *tasks, "mean", *(["normalised"] if normalised else [])), lines)
+
+
+def best_of(scores: Sequence[ModelScores]) -> str:
+    """The best of some models, in words.
+
+    Args:
+        scores: one or more.
+
+    Returns:
+        A sentence: by normalised accuracy where all have it, else by mean accuracy.
+
+    Example:
+        >>> found = Summary(0.5, 0.1, 0.4, 0.6, 10, 0)
+        >>> best_of([ModelScores("average", {}, {}, found, None)])
+        'Highest mean accuracy: 0.5000 [0.4000, 0.6000] of average.'
+    """
+    named = [(line.name, line.normalised) for line in scores if line.normalised is not None]
+    what = "normalised" if len(named) == len(scores) else "mean"
+    every = named if what == "normalised" else [(line.name, line.mean) for line in scores]
+    name, found = max(every, key=lambda entry: entry[1].mean)
+    return f"Highest {what} accuracy: {found.mean:.4f} [{found.low:.4f}, {found.high:.4f}] of {name}."
 
 
 def score_table(scores: Sequence[ModelScores]) -> list[str]:

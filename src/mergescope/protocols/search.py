@@ -36,7 +36,7 @@ class Choice:
 def addition_line(
     base: Point | TensorSource, models: Sequence[Point | TensorSource], grid: Sequence[Number] = GRID
 ) -> dict[float, Point]:
-    """The points ``th_0 + lam * sum_k tau_k`` (TA; equations.md 3).
+    """The points ``th_0 + lam * sum_k tau_k`` (TA).
 
     Args:
         base: the pretrained model.
@@ -141,7 +141,7 @@ class ConstrainedChoice:
 def choose_negation(
     target: Mapping[float, float], control: Mapping[float, float], floor: float
 ) -> ConstrainedChoice:
-    """The lowest target accuracy that the control rule allows (TA; equations.md 3); among equals the smallest edit.
+    """The lowest target accuracy that the control rule allows (TA); among equals the smallest edit.
 
     Args:
         target: coefficient to accuracy on the task that is to be forgotten; 0 must be among them.

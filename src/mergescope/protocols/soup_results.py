@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mergescope.display import NONE, Cell, Table, View, as_html, as_pandas, as_pretty, figure, pivot
 from mergescope.protocols.scores import as_fields
 from mergescope.readings import Summary
 from mergescope.readings.correlation import Correlation
@@ -77,6 +78,38 @@ class Soups:
 
     def __getitem__(self, name: str) -> Soup:
         return next(soup for soup in self.soups if soup.name == name)
+
+    to_pandas, _repr_html_, _repr_pretty_ = as_pandas, as_html, as_pretty
+
+    @property
+    def says(self) -> str:
+        """Whether averaging helped, in words."""
+        tested = all(soup.test is not None for soup in self.soups)
+        greedy, best = (self[name].test or self[name].validation for name in ("greedy", "best"))
+        apart = greedy.low > best.high or best.low > greedy.high
+        return (
+            f"Greedy soup of {' + '.join(self['greedy'].members)}: {'test' if tested else 'validation'} {self.measure} "
+            f"{greedy.mean:.4f}, best single model {best.mean:.4f}; their intervals "
+            f"{'do not overlap' if apart else 'overlap'}."
+        )
+
+    def _view(self) -> View:
+        def cell(found: Summary | None) -> Cell:
+            return Cell(NONE) if found is None else figure(found.mean, found.low, found.high)
+
+        made = tuple(
+            (soup.name, " + ".join(soup.members), cell(soup.validation), cell(soup.test))
+            for soup in self.soups
+        )
+        tried = tuple(
+            (step.model, figure(step.validation), "taken" if step.taken else "left out")
+            for step in self.steps
+        )
+        tables = (
+            Table(f"Soups, {self.measure}", ("soup", "models", "validation", "test"), made),
+            Table("Steps of the greedy soup", ("with", f"validation {self.measure}", "step"), tried),
+        )
+        return View(self.says, tables, self.notes)
 
     def __str__(self) -> str:
         lines = [f"{self.measure:<10}{'models':>7}{'validation':>12}{'test':>9}  95% interval"]
@@ -165,6 +198,33 @@ class Subsets:
     linearized: bool = False
     seconds: float = 0.0
 
+    to_pandas, _repr_html_, _repr_pretty_ = as_pandas, as_html, as_pretty
+
+    @property
+    def says(self) -> str:
+        """How both ways to average compare, in words."""
+        gap, pearson = self.difference, self.correlation["pearson"]
+        return (
+            f"Averaged weights less averaged logits: {gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]; Pearson "
+            f"correlation {pearson.value:.3f} [{pearson.low:.3f}, {pearson.high:.3f}]."
+        )
+
+    def _view(self) -> View:
+        scores = tuple(
+            (" + ".join(line.members), *map(figure, (line.soup.mean, line.ensemble.mean, line.single)))
+            for line in self.subsets
+        )
+        drawn = "" if len(self.subsets) == self.total else f" of {self.total:,}, drawn by chance"
+        tables = [
+            Table(
+                f"Accuracy of {len(self.subsets)} subsets of {self.size}{drawn}",
+                ("models", "weights", "logits", "single"), scores,
+            )
+        ]  # fmt: skip
+        layers = [row for row in self.rows() if "layer" in row]
+        tables.append(pivot(layers, "Eq. 1, mean over subsets", "layer", "measure", only=LAYER_MEASURES))
+        return View(self.says, tuple(tables), self.notes)
+
     def __str__(self) -> str:
         wide = max([6, *(len(" + ".join(line.members)) for line in self.subsets)])
         drawn = "" if len(self.subsets) == self.total else f" of {self.total:,}, drawn by chance"
@@ -180,9 +240,7 @@ class Subsets:
             for line in self.subsets
         ]
         for name, found in self.correlation.items():
-            lines.append(
-                f"{name.capitalize()} correlation {found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
-            )
+            lines.append(f"{name.capitalize()} correlation {found}")
         gap = self.difference
         lines.append(
             f"Averaged weights less averaged logits: {gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from mergescope.display import NONE, Cell, Table, View, as_html, as_pandas, as_pretty, number
 from mergescope.errors import MergescopeError
 from mergescope.readings import Summary
 from mergescope.tracing.stitched import Stitched
@@ -143,6 +144,33 @@ class Stitching:
                 for measure, value in (("accuracy", score.accuracy), ("loss", score.loss))
             ]
         return table
+
+    to_pandas, _repr_html_, _repr_pretty_ = as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        ends = sorted({(score.points, score.data) for score in self.select(kind=MIXED)})
+        layers = list(dict.fromkeys(layer for _, data in ends for layer in self.layers[data]))
+        lines, apart = [], []
+        for points, data in ends:
+            cells = []
+            for layer in layers:
+                if layer not in self.layers[data]:
+                    cells.append(Cell(NONE))
+                    continue
+                mixed, *single = (
+                    self.score(kind, name, data, layer, self.shown).accuracy.mean
+                    for kind, name in [(MIXED, points), *((SINGLE, name) for name in self.members[points])]
+                )
+                cells.append(Cell(number(mixed), f"single: {', '.join(map(number, single))}"))
+                apart.append((abs(mixed - sum(single) / len(single)), f"{points} on {data} after {layer}"))
+            lines.append((f"{points} on {data}", *cells))
+        most, where = max(apart)
+        said = (
+            f"Stitched {self.protocol} at lambda {self.shown:g}: mixed features' accuracy is at most {most:.4f} away "
+            f"from the single models' mean ({where})"
+        )
+        caption = "Accuracy of mixed features after each block, and of single models' features"
+        return View(said, (Table(caption, ("models and data", *layers), tuple(lines)),), self.notes)
 
     def __str__(self) -> str:
         ends = sorted({(score.points, score.data) for score in self.select(kind=MIXED)})

@@ -91,7 +91,7 @@ def check_theorem(
     settings: TheoremSettings | None = None,
     known: Mapping[Point, Eigenvalues] | None = None,
 ) -> TheoremCheck:
-    """Check Theorem 5.1 on pairs of models, and what explains their gaps (CTL C.2; equations.md 5).
+    """Check Theorem 5.1 on pairs of models, and what explains their gaps (CTL C.2).
 
     ``|f(a th_i + (1-a) th_j) - a f(th_i) - (1-a) f(th_j)| <= a(1-a)/2 lambda_max |th_i - th_j|^2 + E``, where f is the
     mean loss and E of third order. The gaps are regressed on the product, on each of its factors, and on the exact

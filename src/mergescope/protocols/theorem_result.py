@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mergescope.display import Table, View, as_html, as_pandas, as_pretty, figure, pivot
 from mergescope.errors import PointError, did_you_mean
 from mergescope.protocols.scores import as_fields
 from mergescope.readings import Summary
@@ -24,6 +25,9 @@ REGRESSORS = {
 
 RESPONSES = ("|gap|", "gap")
 """What is regressed: the theorem is about the first; the second keeps its sign."""
+
+HEADS = ("gap", "exact term", "lambda", "|d|^2", "bound")
+"""What tables tell of a pair."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +116,26 @@ class TheoremCheck:
         """Pairs for which the bound holds."""
         return sum(pair.holds for pair in self.pairs)
 
+    @property
+    def says(self) -> str:
+        """For how many pairs the bound holds, in words."""
+        return (
+            f"Theorem 5.1 on {self.data} ({self.samples} samples): the bound holds for {self.held} of "
+            f"{len(self.pairs)} pairs"
+        )
+
+    to_pandas, _repr_html_, _repr_pretty_ = as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        rows = [row for pair in self.pairs for row in pair.rows(self.data)]
+        shown = pivot(rows, "Both sides of the theorem", "points", "measure", only=HEADS)
+        return View(self.says, (shown, regression_table(self.regressions)), (*self.conventions, *self.notes))
+
     def __str__(self) -> str:
         wide = max([5, *(len(pair.name) for pair in self.pairs)])
-        heads = ("gap", "exact term", "lambda", "|d|^2", "bound")
         lines = [
-            f"Theorem 5.1 on {self.data} ({self.samples} samples): the bound holds for {self.held} of "
-            f"{len(self.pairs)} pairs",
-            f"{'pair':<{wide}}" + "".join(f"{head:>13}" for head in heads) + "  holds",
+            self.says,
+            f"{'pair':<{wide}}" + "".join(f"{head:>13}" for head in HEADS) + "  holds",
         ]
         for pair in self.pairs:
             figures = (pair.gap.mean, pair.term, pair.eigenvalue, pair.distance, pair.bound)
@@ -152,6 +169,26 @@ class TheoremCheck:
                     measure = f"{what} of {response} on {regressor}"
                     out.append({**common, "measure": measure, "mean": value, "low": low, "high": high})
         return out
+
+
+def regression_table(regressions: Mapping[tuple[str, str], Regression]) -> Table:
+    """Regressions as a table of a notebook.
+
+    Args:
+        regressions: (response, regressor) to line.
+
+    Returns:
+        The table.
+    """
+    lines = tuple(
+        (
+            f"{response} on {regressor}",
+            figure(line.r2, *line.r2_interval),
+            figure(line.slope, *line.slope_interval),
+        )
+        for (response, regressor), line in regressions.items()
+    )
+    return Table("Regressions over pairs", ("regression", "R²", "slope"), lines)
 
 
 def _ends(interval: tuple[float, float], form: str) -> str:

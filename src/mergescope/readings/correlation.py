@@ -6,22 +6,39 @@ from dataclasses import dataclass
 
 import numpy as np
 
+LEAST = 3
+"""So many pairs of numbers have a correlation that says something."""
+
 
 @dataclass(frozen=True)
 class Correlation:
     """A correlation over pairs of numbers.
 
     Attributes:
-        value: in [-1, 1]; NaN if either side does not vary, or there are fewer than 3 pairs.
+        value: in [-1, 1]; NaN if either side does not vary, or there are fewer than [`LEAST`][] pairs.
         low: lower end of the interval.
         high: upper end.
         n: how many pairs.
+
+    Example:
+        >>> print(Correlation(0.5, 0.25, 0.75, 9))
+        0.500 [0.250, 0.750]
+        >>> print(Correlation(np.nan, np.nan, np.nan, 1))
+        unknown: it takes 3 pairs of numbers, and there is 1
     """
 
     value: float
     low: float
     high: float
     n: int
+
+    def __str__(self) -> str:
+        if np.isfinite(self.value):
+            return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        if self.n < LEAST:
+            there = "is 1" if self.n == 1 else f"are {self.n}"
+            return f"unknown: it takes {LEAST} pairs of numbers, and there {there}"
+        return f"unknown: of {self.n} pairs of numbers, one side is the same in all"
 
 
 def correlations(
@@ -48,7 +65,7 @@ def correlations(
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     count = len(x)
-    if count < 3:
+    if count < LEAST:
         nothing = Correlation(np.nan, np.nan, np.nan, count)
         return {"pearson": nothing, "spearman": nothing}
     picks = np.random.default_rng(seed).integers(count, size=(resamples, count))

@@ -16,7 +16,7 @@ DISTANCES = ("predictions", "kl")
 
 
 class Disagreement:
-    """Distance between the outputs, or the representations, of pairs of points (equations.md 3).
+    """Distance between the outputs, or the representations, of pairs of points (TANGENT; ATTN Property 4).
 
     - ``predictions``: 1 where the predicted classes differ, else 0 (TANGENT); of a causal language model
       the share of a text's tokens that are guessed differently.

@@ -20,8 +20,8 @@ GPU_CHUNK_BYTES = 64 << 20
 class InnerProducts:
     """The Gram matrix ``G_pq = <f_p(x), f_q(x)>`` per sample and layer, in float64.
 
-    ``f_p(x)`` is the flattened feature of point ``p``. Every measure of equations.md 2, for every
-    equation of section 1, is a function of ``G``; the features themselves are not kept. A small gap
+    ``f_p(x)`` is the flattened feature of point ``p``. cos, coef and gap of CTL (4.1) and
+    of its Eq. 1 to 3 are functions of ``G``; the features themselves are not kept. A small gap
     is a difference of large numbers, so products are formed of ``d_p = f_p - f_o``, where ``o`` is
     the first point: [`differences`][mergescope.InnerProducts.differences] gives these, and
     ``G_pq = |f_o|^2 + <f_o, d_p> + <f_o, d_q> + <d_p, d_q>``. Storage is

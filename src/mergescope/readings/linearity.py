@@ -1,4 +1,4 @@
-"""cos, coef and gap of one linearity test, from inner products (equations.md 1 and 2)."""
+"""cos, coef and gap of one linearity test, from inner products (CTL 4.1)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def linearity_measures(
     reference: bool = False,
     differences: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Every measure of equations.md 2, per sample.
+    """cos, coef and gap (CTL 4.1 and its footnote 5) and their relatives, per sample.
 
     The points of the Gram matrix are, in order: the left point ``m``, the right points ``f_k``
     with coefficients ``a_k``, and the reference ``f_0`` if there is one. With

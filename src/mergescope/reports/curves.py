@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from mergescope.reports.heat import over
 from mergescope.reports.panels import legend
 from mergescope.reports.results import Results
 from mergescope.reports.style import (
@@ -134,14 +135,10 @@ def pair_matrices(results: Results, measure: str) -> Figure:
             axes.spines[:].set_visible(False)
             for i, line in enumerate(values[family]):
                 for j, value in enumerate(line[: i + 1]):
-                    red, green, blue, _ = (
-                        image.cmap(image.norm(value)) if math.isfinite(value) else (1, 1, 1, 1)
-                    )
-                    dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-                    text = f"{value:.2f}" if math.isfinite(value) else NONE
-                    axes.text(
-                        j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else INK
-                    )
+                    known = math.isfinite(value)
+                    text = f"{value:.2f}" if known else NONE
+                    colour = over(image.cmap(image.norm(value))) if known else INK
+                    axes.text(j, i, text, ha="center", va="center", fontsize=9, color=colour)
         label = "lowest cos of the layers" if measure == "cos" else "coef furthest from 1"
         if image is not None:
             bar = figure.colorbar(image, ax=grid, label=label, fraction=0.03, pad=0.01, aspect=28)

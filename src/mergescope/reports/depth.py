@@ -13,7 +13,6 @@ from mergescope.protocols.linearity import COEF_HOLDS, COS_HOLDS
 from mergescope.reports.measured import TITLES, Measured, Told
 from mergescope.reports.panels import legend
 from mergescope.reports.scales import (
-    BAND,
     DOTS,
     clipped,
     cos_axis,
@@ -22,7 +21,7 @@ from mergescope.reports.scales import (
     pair_label,
     room_for,
 )
-from mergescope.reports.style import INK, MUTED, WIDTH, look, new_figure, settle, styled
+from mergescope.reports.style import BAND, INK, MUTED, PAGE, SHADE, WIDTH, look, new_figure, settle, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +58,7 @@ class Curve:
     def properties(self) -> dict[str, Any]:
         """How its line and marks look."""
         entry = look(self.index)
-        face = {"mfc": "white"} if self.hollow else {}
+        face = {"mfc": PAGE} if self.hollow else {}
         return {"color": entry.colour, "marker": entry.marker, "ls": entry.line, "ms": 4, "lw": 1.4, **face}
 
 
@@ -263,8 +262,8 @@ def _legend(curves: Sequence[Curve], found: Measured, what: str) -> list[tuple[s
     if what == "coef":
         entries.append((
             f"CTL asks: within {COEF_HOLDS:g} of 1",
-            {"marker": "s", "color": "#dbe6ee", "ms": 9},
+            {"marker": "s", "color": BAND, "ms": 9},
         ))
     if found.trivial:
-        entries.append(("trivial: linear by construction", {"marker": "s", "color": "#d9d9d9", "ms": 9}))
+        entries.append(("trivial: linear by construction", {"marker": "s", "color": SHADE, "ms": 9}))
     return entries

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergescope.protocols.error_grids import ErrorGrid
+from mergescope.reports.heat import ON_DARK, ON_LIGHT, box_line, edged
 from mergescope.reports.panels import legend
-from mergescope.reports.style import INK, WIDTH, new_figure, settle, shorten, styled
+from mergescope.reports.style import WIDTH, new_figure, settle, shorten, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 COLUMNS = 4
 """Heat maps side by side."""
-
-BOX_COLOUR = "#D55E00"
 
 
 def error_maps(grids: Sequence[ErrorGrid]) -> Figure:
@@ -62,16 +61,14 @@ def error_maps(grids: Sequence[ErrorGrid]) -> Figure:
             extend="max" if values.max() > top else "neither",
         )  # fmt: skip
         bar.outline.set_visible(False)
+        around = edged(2.4, ON_LIGHT)
         legend(
             figure,
             [
-                (
-                    f"search box, {first.box[0]:g} to {first.box[1]:g}",
-                    {"color": BOX_COLOUR, "ls": "-", "lw": 2.0},
-                ),
+                (f"search box, {first.box[0]:g} to {first.box[1]:g}", box_line()),
                 (
                     f"ξ = {first.threshold:g}",
-                    {"color": "white", "ls": "-", "lw": 1.2, "path_effects": _outlined()},
+                    {"color": ON_DARK, "ls": "-", "lw": 1.2, "path_effects": around},
                 ),
             ],
         )
@@ -81,15 +78,17 @@ def error_maps(grids: Sequence[ErrorGrid]) -> Figure:
 def _map(axes: Axes, grid: ErrorGrid, scale: Any, room: int) -> Any:
     values = np.array(grid.coefficients)
     # Rows of an image go up the second axis: alpha 2.
-    image = axes.pcolormesh(values, values, grid.error.T, cmap="cividis", norm=scale, shading="nearest")
+    image = axes.pcolormesh(
+        values, values, grid.error.T, cmap="cividis", norm=scale, shading="nearest", edgecolors="face", lw=0.4
+    )
     if grid.error.min() < grid.threshold < grid.error.max():
         lines = axes.contour(
-            values, values, grid.error.T, levels=[grid.threshold], colors="white", linewidths=1.2
+            values, values, grid.error.T, levels=[grid.threshold], colors=ON_DARK, linewidths=1.2
         )
-        lines.set(path_effects=_outlined())
+        lines.set(path_effects=edged(2.4, ON_LIGHT))
     low, high = grid.box
     corners = [low, high, high, low, low], [low, low, high, high, low]
-    axes.plot(*corners, color=BOX_COLOUR, lw=2.0)
+    axes.plot(*corners, **box_line())
     axes.set_aspect("equal")
     axes.grid(False)
     axes.spines[:].set_visible(False)
@@ -98,9 +97,3 @@ def _map(axes: Axes, grid: ErrorGrid, scale: Any, room: int) -> Any:
     share = grid.summaries["share below of the square"].mean
     axes.set_title(f"{share:.0%} below {grid.threshold:g}", fontweight="normal")
     return image
-
-
-def _outlined() -> list[Any]:
-    from matplotlib.patheffects import Normal, Stroke
-
-    return [Stroke(linewidth=2.4, foreground=INK), Normal()]

@@ -9,7 +9,7 @@ import numpy as np
 
 from mergescope.reports.geometry_figures import short_layers
 from mergescope.reports.panels import legend, mark, whisker
-from mergescope.reports.style import FAINT, INK, WIDTH, look, new_figure, settle, styled
+from mergescope.reports.style import FAINT, INK, PAGE, SHADE, WIDTH, look, new_figure, settle, styled
 from mergescope.studies.rundir import Row
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _marks(
         values = 1 - values if flip else values
         x = place + shift
         axes.plot([x, x], [values.min(), values.max()], color=INK, lw=1.1, zorder=4, solid_capstyle="butt")
-        face = "white" if hollow else entry.colour
+        face = PAGE if hollow else entry.colour
         axes.plot([x], [values.mean()], marker=entry.marker, mfc=face, mec=entry.colour if hollow else INK,
                   mew=1.2 if hollow else 0.5, ms=5.5, ls="none", zorder=5)  # fmt: skip
 
@@ -78,6 +78,6 @@ def _layers(axes: Axes, found: Found) -> None:
     axes.tick_params(axis="x", length=0)
     for place, measures in enumerate(found.values()):
         if any(row.trivial for rows in measures.values() for row in rows):
-            axes.axvspan(place - 0.5, place + 0.5, color="#f4f4f4", zorder=0, lw=0)
+            axes.axvspan(place - 0.5, place + 0.5, color=SHADE, zorder=0, lw=0)
         elif place:
             axes.axvline(place - 0.5, color=FAINT, lw=0.5, zorder=0)

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 from mergescope.protocols.linearity import COEF_HOLDS, COS_HOLDS
 from mergescope.reports.panels import Series, label_room, layer_panel, legend, line_at_one, mark, whisker
 from mergescope.reports.results import Results, Spread, spread
-from mergescope.reports.style import INK, MUTED, WIDTH, family_name, look, new_figure, settle, shorten, styled
+from mergescope.reports.style import (
+    BAND,
+    INK,
+    MUTED,
+    PAGE,
+    WIDTH,
+    family_name,
+    look,
+    new_figure,
+    settle,
+    shorten,
+    styled,
+)
 from mergescope.reports.tables import EQUATIONS
 from mergescope.reports.verdicts import Family
 
@@ -27,7 +39,7 @@ _OTHER = 2
 _THRESHOLDS = (
     ("exact linearity", {"color": INK, "ls": "-", "lw": 1}),
     (f"CTL asks: cos at least {COS_HOLDS:g}", {"color": MUTED, "ls": (0, (1, 1.5)), "lw": 1.2}),
-    (f"CTL asks: coef within {COEF_HOLDS:g} of 1", {"marker": "s", "color": "#dbe6ee", "ms": 9}),
+    (f"CTL asks: coef within {COEF_HOLDS:g} of 1", {"marker": "s", "color": BAND, "ms": 9}),
 )
 
 
@@ -65,7 +77,7 @@ def main(results: Results) -> Figure:
                     title=f"{shorten(network)}: {measure} at α = {results.alpha:g}{hollow}", ylabel=measure
                 )
         entries = _regimes(results)
-        entries += [("baseline cos", {"marker": "o", "mfc": "white", "mec": MUTED, "mew": 1.2, "ms": 6})]
+        entries += [("baseline cos", {"marker": "o", "mfc": PAGE, "mec": MUTED, "mew": 1.2, "ms": 6})]
         pairs = len(results.pairs)
         entries += [(f"smallest to largest of {pairs} pairs", whisker())] if pairs > 1 else []
         legend(figure, [*entries, *_THRESHOLDS], columns=4)

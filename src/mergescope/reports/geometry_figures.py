@@ -9,18 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mergescope.reports.style import (
-    FAINT,
-    INK,
-    MUTED,
-    WIDTH,
-    look,
-    new_figure,
-    render,
-    settle,
-    shorten,
-    styled,
-)
+from mergescope.reports.heat import around_middle, number_cells
+from mergescope.reports.style import FAINT, MUTED, WIDTH, look, new_figure, render, settle, shorten, styled
 from mergescope.weights.files import atomic_file
 from mergescope.weights.geometry import Geometry
 
@@ -293,7 +283,8 @@ def _heat_map(
     # The range of what is there, symmetric around the middle, so that small cosines are seen too.
     most = float(np.abs(finite - middle).max()) if finite.size else 0.0
     span = reach if fixed else min(reach, max(0.1, math.ceil(most * 20) / 20))
-    shown = colormaps[colours].with_extremes(bad=FAINT)
+    numbered = values.size <= (_NUMBERED_CELLS // 4 if fixed else _NUMBERED_CELLS)
+    shown = colormaps[around_middle(colours, numbered)].with_extremes(bad=FAINT)
     image = axes.imshow(values, cmap=shown, vmin=middle - span, vmax=middle + span, aspect="auto")
     axes.grid(False)
     axes.set_xticks(range(len(columns)), columns)
@@ -306,12 +297,6 @@ def _heat_map(
     bar.outline.set_edgecolor(MUTED)
     percent = "%" in text
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if percent else f"{value:.2f}")
-    if values.size > (_NUMBERED_CELLS if not fixed else _NUMBERED_CELLS // 4):
+    if not numbered:
         return
-    for (row, column), value in np.ndenumerate(values):
-        if math.isfinite(value):
-            dark = abs(value - middle) > 0.62 * span
-            label = text.format(value).replace("-0.00", "0.00")
-            axes.text(
-                column, row, label, ha="center", va="center", color="white" if dark else INK, fontsize=8
-            )
+    number_cells(axes, image, values, lambda value: text.format(value).replace("-0.00", "0.00"), 8)

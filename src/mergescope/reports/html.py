@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergescope.errors import StudyError, did_you_mean
-from mergescope.reports.style import render
+from mergescope.errors import StudyError, did_you_mean, near_paths
+from mergescope.reports.style import SCHEMED, render
 from mergescope.studies.rundir import RunDirectory
 from mergescope.weights.files import atomic_file
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from matplotlib.figure import Figure
 
 REPORT = "report.html"
@@ -152,8 +153,8 @@ def read_about(path: Path) -> dict[str, Any]:
     """
     if not path.is_dir():
         raise StudyError(
-            f"There is no run directory {path}. Make one with 'mergescope demo --out {path}', or with the "
-            "--out of 'mergescope measure'."
+            f"There is no run directory {path}.{near_paths(path)} Make one with 'mergescope demo --out {path}', or "
+            "with the --out of 'mergescope measure'."
         )
     about = RunDirectory(path).read_run()
     for key in ("config", "provenance"):
@@ -191,7 +192,9 @@ def _plain(value: Any) -> Any:
 
 
 def inline_svg(svg: str, name: str) -> str:
-    """An SVG file as an element of a page: own ids, no prolog, no fixed size.
+    """An SVG file as an element of a page: own ids, no prolog, no fixed size, and the page's colours.
+
+    Ink, grounds and lines get the names that they have in ``page.css``, where they are others on a dark page.
 
     Args:
         svg: content of the file.
@@ -201,24 +204,37 @@ def inline_svg(svg: str, name: str) -> str:
         The ``<svg>`` element.
 
     Example:
-        >>> inline_svg('<?xml version="1.0"?><svg width="9pt" viewBox="0 0 9 9"><g id="a"/></svg>', "f")
-        '<svg viewBox="0 0 9 9" role="img"><g id="f-a"/></svg>'
+        >>> inline_svg('<svg width="9pt" viewBox="0 0 9 9"><g id="a" style="fill: #222222"/></svg>', "f")
+        '<svg viewBox="0 0 9 9" style="--own: 9pt"><g id="f-a" style="fill: var(--ink)"/></svg>'
     """
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     head, rest = svg.split(">", 1)
-    head = re.sub(r'\s(width|height|version)="[^"]*"', "", head) + ' role="img"'
-    svg = f"{head}>{rest}"
+    own = re.search(r'\swidth="([^"]*)"', head)
+    head = re.sub(r'\s(width|height|version)="[^"]*"', "", head)
+    svg = f'{head} style="--own: {own[1] if own else "0"}">{rest}'
+    # Matplotlib names images after what they show: equal ones would share an id, and nothing refers to it.
+    svg = re.sub(r'(<image [^>]*?)\sid="[^"]*"', r"\1", svg)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    svg = re.sub(r": (#[0-9a-f]{6})\b", lambda found: f": {_schemed(found[1])}", svg)
     return re.sub(r"\n\s*", "\n", svg)
+
+
+def _schemed(colour: str) -> str:
+    return f"var(--{SCHEMED[colour]})" if colour in SCHEMED else colour
+
+
+def _labelled(svg: str, label: str) -> Markup:
+    from markupsafe import Markup
+
+    return Markup('<svg role="img" aria-label="{}"{}').format(label, Markup(svg.removeprefix("<svg")))
 
 
 def _page(parts: Parts, about: Mapping[str, Any], vectors: Mapping[str, str]) -> str:
     import jinja2
     import yaml
-    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mergescope.reports", "."),
@@ -231,8 +247,11 @@ def _page(parts: Parts, about: Mapping[str, Any], vectors: Mapping[str, str]) ->
         "study": about["study"],
         "preset": about.get("preset", ""),
         "config": about["config"],
-        "yaml": yaml.safe_dump(about["config"], sort_keys=False, allow_unicode=True),
+        "yaml": yaml.safe_dump(
+            about["config"], sort_keys=False, allow_unicode=True, default_flow_style=None, width=110
+        ),
         "versions": about["provenance"].get("versions") or {},
-        "figure": {name: Markup(svg) for name, svg in vectors.items()},
+        "figure": vectors,
     }
+    environment.filters["labelled"] = _labelled
     return environment.get_template(parts.template).render({**common, **parts.content})

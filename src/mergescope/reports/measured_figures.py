@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mergescope.protocols.linearity import COEF_HOLDS, COS_HOLDS
 from mergescope.reports.depth import over_pairs
+from mergescope.reports.heat import around_middle, number_cells
 from mergescope.reports.measured import TITLES, Measured
 from mergescope.reports.panels import legend
 from mergescope.reports.scales import (
@@ -27,16 +27,15 @@ from mergescope.reports.scales import (
     spaced,
     steps,
 )
-from mergescope.reports.style import FAINT, INK, MUTED, WIDTH, new_figure, settle, styled
+from mergescope.reports.style import FAINT, INK, MUTED, PAGE, WARM, WIDTH, new_figure, settle, styled
 from mergescope.reports.tables import number
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _NUMBERED_LAYERS = 10
 _SMALLEST = 1e-7
-_ADDED, _ALONE = "#f8ecd0", "#dfdfdf"
+_ADDED, _ALONE = WARM, FAINT
 
 
 def by_layer(found: Measured) -> Figure:
@@ -59,9 +58,10 @@ def by_layer(found: Measured) -> Figure:
     cos = clipped(cos)
     lowest = float(np.min(cos, initial=0.9, where=np.isfinite(cos)))
     reach = float(np.max(np.abs(coef - 1), initial=COEF_HOLDS, where=np.isfinite(coef)))
+    numbered = len(found.layers) <= _NUMBERED_LAYERS
     maps = {
         "cos": (cos, "cividis", FuncNorm((steps, cosines), lowest, 1 - NEAREST), cell_cos),
-        "coef": (coef, "PuOr", Normalize(1 - reach, 1 + reach), number),
+        "coef": (coef, around_middle("PuOr", numbered), Normalize(1 - reach, 1 + reach), number),
     }
     with styled():
         figure = new_figure(WIDTH, 1.1 + max(0.23 * len(pairs), 0.7))
@@ -83,31 +83,13 @@ def by_layer(found: Measured) -> Figure:
                 ticks = cos_ticks(lowest, 1 - NEAREST)
                 bar.set_ticks(list(ticks), labels=list(ticks.values()))
                 bar.ax.minorticks_off()
-            if len(found.layers) <= _NUMBERED_LAYERS:
+            if numbered:
                 number_cells(axes, image, values, text)
         for axes in grid:
             for place in range(1, len(pairs)):
                 if pairs[place].kind != pairs[place - 1].kind:
-                    axes.axhline(place - 0.5, color="white", lw=4)
+                    axes.axhline(place - 0.5, color=PAGE, lw=4)
         return settle(figure)
-
-
-def number_cells(axes: Axes, image: Any, values: np.ndarray, text: Callable[[float], str]) -> None:
-    """Write the values into the cells of a heat map, dark on light and light on dark.
-
-    Args:
-        axes: where.
-        image: the heat map.
-        values: ``(rows, columns)``; NaN get nothing.
-        text: makes a number text.
-    """
-    for (row, column), value in np.ndenumerate(values):
-        if math.isfinite(value):
-            red, green, blue, _ = image.cmap(image.norm(value))
-            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-            axes.text(
-                column, row, text(value), ha="center", va="center", fontsize=7, color="white" if dark else INK
-            )
 
 
 def single_layers(found: Measured) -> dict[str, list[tuple[str, float, float]]]:

@@ -13,7 +13,7 @@ from mergescope.reports.depth import profile
 from mergescope.reports.measured import TITLES, Measured, Told
 from mergescope.reports.panels import legend
 from mergescope.reports.scales import DOTS, clipped, layer_axis, look_of, measure_axis, pair_label
-from mergescope.reports.style import FAINT, INK, MUTED, WIDTH, new_figure, settle, styled
+from mergescope.reports.style import BAND, FAINT, INK, MUTED, PAGE, WIDTH, new_figure, settle, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,7 +94,7 @@ def _by_pair(axes: Axes, found: Measured, measure: str, pairs: Sequence[Told]) -
                 axes.plot(
                     [baseline, points[0]], [place, place], color=entry.colour, lw=1, alpha=0.6, zorder=2
                 )
-                axes.plot([baseline], [place], marker=entry.marker, mfc="white", mec=entry.colour, mew=1.3, ms=5.5,
+                axes.plot([baseline], [place], marker=entry.marker, mfc=PAGE, mec=entry.colour, mew=1.3, ms=5.5,
                           zorder=3)  # fmt: skip
                 shown.append(baseline)
         axes.plot(points[1:], [place, place], color=INK, lw=1.3, zorder=4, solid_capstyle="butt")
@@ -114,12 +114,12 @@ def _main_legend(found: Measured) -> list[tuple[str, dict[str, Any]]]:
         entry, count = look_of(kind), len(found.of_kind(kind))
         line = {"color": entry.colour, "marker": entry.marker, "ls": entry.line, "ms": 5}
         entries.append((f"{kind}, {TITLES[kind]}: {count} pair{'s' * (count > 1)}", line))
-    entries.append(("baseline: cos between the two models", {"marker": "o", "mfc": "white", "mec": MUTED, "mew": 1.2,
+    entries.append(("baseline: cos between the two models", {"marker": "o", "mfc": PAGE, "mec": MUTED, "mew": 1.2,
                                                             "ms": 6}))  # fmt: skip
     entries.append(("95 % interval", {"color": INK, "ls": "-", "lw": 1.4}))
     entries.append((f"CTL asks: cos at least {COS_HOLDS:g}", {"color": MUTED, "ls": DOTS, "lw": 1.2}))
     entries.append((
         f"CTL asks: coef within {COEF_HOLDS:g} of 1",
-        {"marker": "s", "color": "#dbe6ee", "ms": 9},
+        {"marker": "s", "color": BAND, "ms": 9},
     ))
     return entries

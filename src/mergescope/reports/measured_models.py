@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergescope.reports.depth import COLUMNS, MOST_PAIRS
+from mergescope.reports.heat import around_middle, number_cells
 from mergescope.reports.measured import TITLES, Measured, Told
-from mergescope.reports.measured_figures import number_cells
 from mergescope.reports.panels import legend
 from mergescope.reports.scales import (
     DOTS,
@@ -80,14 +80,15 @@ def matrices(found: Measured) -> Figure:
     cos = clipped(cos)
     least = float(np.min(cos, initial=0.9, where=np.isfinite(cos)))
     reach = float(np.max(np.abs(barrier), initial=0.05, where=np.isfinite(barrier)))
+    size = len(found.models) - 1
+    numbered = size <= _NUMBERED
     maps = [
         Map("lowest cos of the layers", cos, "cividis", FuncNorm((steps, cosines), least, 1 - NEAREST), cell_cos,
             cos_ticks(least, 1 - NEAREST)),
         Map("share of equal predictions", agree, "viridis", Normalize(0, 1), "{:.0%}".format),
-        Map("loss barrier", barrier, "PuOr_r", Normalize(-reach, reach), _signed),
+        Map("loss barrier", barrier, around_middle("PuOr_r", numbered), Normalize(-reach, reach), _signed),
     ]  # fmt: skip
     maps = [entry for entry in maps if np.isfinite(entry.values).any()] or maps[:1]
-    size = len(found.models) - 1
     names = [shorten(name, 16) for name in found.models]
     with styled():
         figure = new_figure(WIDTH if len(maps) > 1 else 0.6 * WIDTH, 1.6 + min(0.42 * size, 4.0))
@@ -107,7 +108,7 @@ def matrices(found: Measured) -> Figure:
             if entry.ticks:
                 bar.set_ticks(list(entry.ticks), labels=list(entry.ticks.values()))
                 bar.ax.minorticks_off()
-            if size <= _NUMBERED:
+            if numbered:
                 number_cells(axes, image, entry.values, entry.text)
         return settle(figure)
 

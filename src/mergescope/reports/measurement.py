@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 _COLOURS = {"holds": "bold green", "partly": "bold yellow", "fails": "bold red", "unknown": "bold magenta"}
 _MOST_PAIRS = 28
 _MOST_REASONS = 6
-_MOST_DATA = 7
+_MOST_IN_FULL = 6
+_MOST_DATA = 4
+_WIDE = len("100.0% (1.234)")
 
 
 def measurement_parts(found: Measurement) -> list[Any]:
@@ -71,7 +73,7 @@ def measured_parts(found: Measured, spent: Mapping[str, Any], notes: Sequence[st
 
 
 def pair_table(found: Measured, kind: str) -> Group:
-    """One line for each pair: the verdict and the layers that decide it.
+    """The verdict on each pair, and the layers that decide it; of many pairs, one line for each.
 
     Args:
         found: the measurement.
@@ -84,10 +86,12 @@ def pair_table(found: Measured, kind: str) -> Group:
     shown = pairs if len(pairs) <= _MOST_PAIRS else found.least_linear(pairs, _MOST_PAIRS)
     agree = any(found.agreement(pair) for pair in shown)
     losses = any(math.isfinite(found.barrier(pair)) for pair in shown)
+    brief = len(pairs) > _MOST_IN_FULL
+    join = " " if brief else "\n"
     table = _table()
     table.add_column("pair", overflow="fold", ratio=1, min_width=16)
     table.add_column("verdict", no_wrap=True)
-    table.add_column("lowest cos\n95 % interval", no_wrap=True)
+    table.add_column("lowest\ncos" if brief else "lowest cos\n95 % interval", no_wrap=True)
     table.add_column("coef off\nmost", no_wrap=True)
     for title in (
         found.gap_title.replace(" / ", " /\n"),
@@ -99,13 +103,13 @@ def pair_table(found: Measured, kind: str) -> Group:
         cos, coef, gap = (found.worst(pair, measure) for measure in ("cos", "coef", found.gap))
         barrier, agreement = found.barrier(pair), found.agreement(pair)
         cells = [
-            NONE if cos is None else f"{number(cos.mean)} ({_place(found, cos)})\n{_interval(cos)}",
-            NONE if coef is None else f"{number(coef.mean)}\n({_place(found, coef)})",
+            NONE if cos is None else _lowest(found, cos, brief),
+            NONE if coef is None else number(coef.mean) + ("" if brief else f"\n({_place(found, coef)})"),
             NONE if gap is None else number(gap.mean),
             *[number(barrier, sign=True)] * losses,
             *[NONE if agreement is None else f"{100 * agreement.mean:.1f}%"] * agree,
         ]
-        name = f"{shorten(pair.a, 32)} +\n{shorten(pair.b, 32)}"
+        name = f"{shorten(pair.a, 32)} +{join}{shorten(pair.b, 32)}"
         table.add_row(name, Text(pair.word, style=_COLOURS[pair.status]), *cells)
     title = f"{kind}: {TITLES[kind]}, α = {found.alpha:g}"
     if len(shown) < len(pairs):
@@ -120,11 +124,18 @@ def _caption(found: Measured) -> str:
         else "gap / distance: distance between merged and mixed features, relative to that between the two models"
     )
     same = "; same answer: how often both models predict the same" if _predicts(found) else ""
-    return f"In brackets: the layer. {relative} (largest of the layers){same}. {RULE}"
+    many = any(len(found.of_kind(kind)) > _MOST_IN_FULL for kind in found.kinds)
+    more = " The report (--out) has every layer, with intervals." if many else ""
+    return f"In brackets: the layer. {relative} (largest of the layers){same}. {RULE}{more}"
 
 
 def _predicts(found: Measured) -> bool:
     return any(found.agreement(pair) for pair in found.pairs)
+
+
+def _lowest(found: Measured, row: Row, brief: bool) -> str:
+    text = f"{number(row.mean)} ({_place(found, row)})"
+    return text if brief else f"{text}\n{_interval(row)}"
 
 
 def _place(found: Measured, row: Row) -> str:
@@ -170,7 +181,7 @@ def loss_tables(found: Measured) -> list[Any]:
         table = _table()
         table.add_column("model", overflow="fold", ratio=1, min_width=12)
         for name in shown:
-            table.add_column(shorten(name, 18), justify="right", overflow="fold")
+            table.add_column(shorten(name, 18), justify="right", overflow="fold", min_width=_WIDE)
         for model in models:
             table.add_row(model, *(_scores(found, model, name) for name in shown))
         parts.append(_titled("Accuracy (loss) of every model", table))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergescope.reports.results import Results, Spread
-from mergescope.reports.style import FAINT, INK, MUTED, Look, shorten
+from mergescope.reports.style import BAND, FAINT, INK, MUTED, PAGE, SHADE, Look, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +53,7 @@ def layer_panel(axes: Axes, results: Results, network: str, series: Sequence[Ser
                     axes.plot(
                         [x, x], [reference, value.mean], color=entry.look.colour, lw=1, alpha=0.7, zorder=2
                     )
-                axes.plot([x], [reference], marker=entry.look.marker, mfc="white", mec=entry.look.colour,
+                axes.plot([x], [reference], marker=entry.look.marker, mfc=PAGE, mec=entry.look.colour,
                           mew=1.5, ms=5, ls="none", zorder=3)  # fmt: skip
             if math.isfinite(value.mean):
                 axes.plot([x, x], [value.low, value.high], color=INK, lw=1.1, zorder=4, solid_capstyle="butt")
@@ -68,7 +68,7 @@ def layer_panel(axes: Axes, results: Results, network: str, series: Sequence[Ser
         axes.axvline(position - 0.5, color=FAINT, lw=0.6, zorder=0)
     for position, layer in enumerate(layers):
         if layer in trivial:
-            axes.axvspan(position - 0.5, position + 0.5, color="#f4f4f4", zorder=0, lw=0)
+            axes.axvspan(position - 0.5, position + 0.5, color=SHADE, zorder=0, lw=0)
 
 
 def label_room(results: Results, network: str, inches: float) -> float:
@@ -100,7 +100,7 @@ def line_at_one(axes: Axes, band: float = 0.0, floor: float = 0.0) -> None:
     """
     axes.axhline(1, color=INK, lw=1, zorder=1)
     if band:
-        axes.axhspan(1 - band, 1 + band, color="#eef3f7", zorder=0, lw=0)
+        axes.axhspan(1 - band, 1 + band, color=BAND, zorder=0, lw=0)
     if floor:
         axes.axhline(floor, color=MUTED, lw=1, ls=(0, (1, 1.5)), zorder=1)
 
@@ -143,7 +143,7 @@ def mark(entry: Look, hollow: bool = False) -> dict[str, Any]:
         Properties of a line without a line.
     """
     if hollow:
-        return {"marker": entry.marker, "mfc": "white", "mec": entry.colour, "mew": 1.2, "ms": 6}
+        return {"marker": entry.marker, "mfc": PAGE, "mec": entry.colour, "mew": 1.2, "ms": 6}
     return {"marker": entry.marker, "color": entry.colour, "mec": INK, "mew": 0.5, "ms": 7}
 
 

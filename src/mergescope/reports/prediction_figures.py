@@ -9,10 +9,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergescope.reports.geometry_figures import short_layers
+from mergescope.reports.heat import ON_DARK, ON_LIGHT, box_line, number_cells
 from mergescope.reports.panels import legend
 from mergescope.reports.prediction_view import Predicted, Square
 from mergescope.reports.scales import DOTS, log_axis
-from mergescope.reports.style import FAINT, INK, MUTED, WIDTH, look, new_figure, settle, shorten, styled
+from mergescope.reports.style import (
+    FAINT,
+    INK,
+    MUTED,
+    SHADE,
+    STRONG,
+    WIDTH,
+    look,
+    new_figure,
+    settle,
+    shorten,
+    styled,
+)
 from mergescope.reports.tables import number
 from mergescope.studies.rundir import Row
 
@@ -28,8 +41,6 @@ PANELS = 8
 
 COLUMNS = 4
 """Panels side by side."""
-
-STRONG = "#D55E00"
 
 _NUMBERED = 100
 """Heat maps with more cells than this show no numbers in them."""
@@ -110,7 +121,7 @@ def by_layer(found: Predicted) -> Figure:
             axes.set_xticks(range(len(labels)), labels)
             for place, layer in enumerate(found.layers):
                 if layer in found.trivial:
-                    axes.axvspan(place - 0.5, place + 0.5, color="#f0f0f0", lw=0, zorder=0)
+                    axes.axvspan(place - 0.5, place + 0.5, color=SHADE, lw=0, zorder=0)
         log_axis(grid[0], shown)
         grid[0].set_ylabel("gap")
         figure.supxlabel("layer", fontsize=9)
@@ -192,11 +203,7 @@ def interactions(found: Predicted) -> Figure:
             bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
             bar.outline.set_visible(False)
             if values.size <= _NUMBERED:
-                for (row, column), value in np.ndenumerate(values):
-                    if math.isfinite(value):
-                        dark = value < 0.55 * (top or 1.0)
-                        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5,
-                                  color="white" if dark else INK)  # fmt: skip
+                number_cells(axes, image, values, "{:.2f}".format, 7.5)
         return settle(figure)
 
 
@@ -276,8 +283,8 @@ def surfaces(squares: Sequence[Square], box: tuple[float, float]) -> Figure:
         bar = figure.colorbar(image, ax=grid, label="normalised accuracy", fraction=0.03, pad=0.01, aspect=28)
         bar.outline.set_visible(False)
         entries: list[tuple[str, dict[str, Any]]] = [
-            (f"search box, {box[0]:g} to {box[1]:g}", {"color": STRONG, "ls": "-", "lw": 2.0}),
-            ("best predicted", {"marker": "X", "color": "white", "mec": INK, "mew": 1.0, "ms": 8}),
+            (f"search box, {box[0]:g} to {box[1]:g}", box_line()),
+            ("best predicted", {"marker": "X", "color": ON_DARK, "mec": ON_LIGHT, "mew": 1.0, "ms": 8}),
         ]
         if any(square.measured for square in squares):
             entries.append(("measured", {"marker": "o", "mfc": "none", "mec": INK, "mew": 1.2, "ms": 7}))
@@ -291,13 +298,15 @@ def _square(axes: Axes, square: Square, box: tuple[float, float], scale: Any, ro
     ends = (values[0] - half, values[-1] + half)
     image = axes.imshow(square.values.T, cmap="cividis", norm=scale, origin="lower", extent=(*ends, *ends))
     low, high = box
-    axes.plot([low, high, high, low, low], [low, low, high, high, low], color=STRONG, lw=1.8)
+    axes.plot([low, high, high, low, low], [low, low, high, high, low], **box_line())
     if square.measured:
         x, y = zip(*square.measured, strict=True)
-        axes.scatter(x, y, c="white", s=64, lw=0, zorder=4)
+        axes.scatter(x, y, c=ON_DARK, s=64, lw=0, zorder=4)
         said = list(square.measured.values())
-        axes.scatter(x, y, c=said, cmap="cividis", norm=scale, s=40, edgecolors=INK, linewidths=1.0, zorder=4)
-    axes.plot(*square.best, marker="X", ms=9, mfc="white", mec=INK, mew=1.0, zorder=5)
+        axes.scatter(
+            x, y, c=said, cmap="cividis", norm=scale, s=40, edgecolors=ON_LIGHT, linewidths=1.0, zorder=4
+        )
+    axes.plot(*square.best, marker="X", ms=9, mfc=ON_DARK, mec=ON_LIGHT, mew=1.0, zorder=5)
     axes.set_aspect("equal")
     _plain(axes)
     one, other = (shorten(task, room) for task in square.tasks)

@@ -9,15 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from mergescope.reports.panels import legend, mark, whisker
 from mergescope.reports.protocol_view import Scores
-from mergescope.reports.style import INK, MUTED, WIDTH, Look, look, new_figure, settle, shorten, styled
+from mergescope.reports.style import (
+    INK,
+    MUTED,
+    STRONG,
+    WIDTH,
+    Look,
+    look,
+    new_figure,
+    settle,
+    shorten,
+    styled,
+)
 from mergescope.studies.rundir import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-STRONG = "#D55E00"
-"""What a figure is about: a chosen coefficient, a task's own model."""
 
 REFERENCE: dict[str, Any] = {"color": MUTED, "ls": (0, (1, 1.5)), "lw": 1.3}
 """Lines to compare with."""

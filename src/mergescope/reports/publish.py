@@ -138,7 +138,8 @@ def _data(name: str, about: Mapping[str, Any], found: Judged) -> dict[str, Any]:
             for group, claims in found.claims.items()
             for claim in claims
         ],
-        "cost": about["provenance"].get("cost", ""), "versions": about["provenance"].get("versions"),
+        "cost": about["provenance"].get("cost", ""), "seconds": about["provenance"].get("seconds"),
+        "versions": about["provenance"].get("versions"),
     }  # fmt: skip
 
 

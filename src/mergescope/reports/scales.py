@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mergescope.protocols.linearity import COEF_HOLDS, COS_HOLDS
+from mergescope.reports.heat import ON_DARK
 from mergescope.reports.measured import KINDS, Measured, Told
-from mergescope.reports.style import INK, MUTED, Look, look, shorten
+from mergescope.reports.style import BAND, INK, MUTED, SHADE, Look, look, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,11 +26,6 @@ _COSINES = (0.99, 0.9, 1 - NEAREST, 0.999, 0.5, 0.95, 0.0, -1.0, 0.8)
 
 DOTS: Any = (0, (1, 1.5))
 """Line style of thresholds."""
-
-BAND = "#eef3f7"
-"""Colour of the coefficients that CTL allows."""
-
-_TRIVIAL = "#e9e9e9"
 
 
 def layer_axis(axes: Axes, found: Measured, inches: float, over: bool = False) -> None:
@@ -46,9 +42,9 @@ def layer_axis(axes: Axes, found: Measured, inches: float, over: bool = False) -
     shown = spaced([0.075 * len(name) for name in names], inches)
     axes.set_xticks(shown, [names[place] for place in shown])
     axes.tick_params(axis="x", length=0)
-    shade: dict[str, Any] = {"color": _TRIVIAL, "zorder": 0}
+    shade: dict[str, Any] = {"color": SHADE, "zorder": 0}
     if over:
-        shade = {"facecolor": "none", "edgecolor": "white", "hatch": "////", "zorder": 2}
+        shade = {"facecolor": "none", "edgecolor": ON_DARK, "hatch": "////", "zorder": 2}
     for place, layer in enumerate(found.layers):
         if layer in found.trivial:
             axes.axvspan(place - 0.5, place + 0.5, lw=0, **shade)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from mergescope.protocols.search import Choice, choose
 from mergescope.reports.panels import legend
 from mergescope.reports.protocol_evaluation import score_grids, spread_over_tasks
-from mergescope.reports.protocol_figures import REFERENCE, STRONG, score_panels
+from mergescope.reports.protocol_figures import REFERENCE, score_panels
 from mergescope.reports.protocol_view import Drawing, Scores, Shown, Stored, scores_in
 from mergescope.reports.protocol_words import apart, told
-from mergescope.reports.style import INK, MUTED, WIDTH, look, new_figure, settle, shorten, styled
+from mergescope.reports.style import INK, MUTED, STRONG, WIDTH, look, new_figure, settle, shorten, styled
 from mergescope.reports.tables import Cell, Grid, number
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ def lambda_curves(choice: Choice, curves: Mapping[str, Mapping[float, float]]) -
     """
     few = len(curves) <= NAMED
     lams = sorted(choice.scores)
+    apart_by = min(4, len(lams))
     with styled():
         figure = new_figure(WIDTH, 4.3 if few else 4.0)
         axes = figure.subplots()
@@ -135,9 +136,11 @@ def lambda_curves(choice: Choice, curves: Mapping[str, Mapping[float, float]]) -
                 "lw": 1.1,
                 "alpha": 0.6,
             }
-            axes.plot(lams, [found[lam] for lam in lams], zorder=2, **style)
             if few:
+                # Lines come again after four: marks tell them apart, each line's at coefficients of its own.
+                style |= {"marker": entry.marker, "ms": 4, "markevery": (place % apart_by, apart_by)}
                 entries.append((shorten(task, 26), {**style, "alpha": 0.9}))
+            axes.plot(lams, [found[lam] for lam in lams], zorder=2, **style)
         if not few:
             entries.append(("single tasks", {"color": MUTED, "ls": "-", "lw": 1.1, "alpha": 0.6}))
         axes.plot(lams, [choice.scores[lam] for lam in lams], color=INK, lw=2.6, zorder=4)

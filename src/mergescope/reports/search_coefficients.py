@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mergescope.reports.heat import number_cells
 from mergescope.reports.panels import legend, mark
 from mergescope.reports.protocol_figures import Line, ranking
 from mergescope.reports.protocol_view import Drawing, Shown, Stored
@@ -174,9 +175,7 @@ def _maps(ways: list[Found], groups: list[str], tasks: list[str]) -> Figure:
     for axes, way, table in zip(panels, ways, values, strict=True):
         image = axes.imshow(table, cmap="cividis", norm=scale, aspect="auto")
         if len(groups) <= 12:
-            for (row, column), value in np.ndenumerate(table):
-                colour = "white" if scale(value) < 0.55 else INK
-                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
+            number_cells(axes, image, table, "{:.2f}".format, 8)
         axes.set_title(WAYS[way.name] + (", kept" if way.kept else ""))
         axes.set_xticks(range(len(groups)), groups)
         axes.set_xlabel("group of layers")

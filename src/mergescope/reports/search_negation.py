@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from mergescope.protocols.search import ConstrainedChoice, choose_negation
 from mergescope.reports.panels import legend, mark
-from mergescope.reports.protocol_figures import REFERENCE, STRONG, Line, ranking, task_panels
+from mergescope.reports.protocol_figures import REFERENCE, Line, ranking, task_panels
 from mergescope.reports.protocol_view import Drawing, Shown, Stored
 from mergescope.reports.protocol_words import cell, listed, told
-from mergescope.reports.style import look, settle, shorten, styled
+from mergescope.reports.style import STRONG, look, settle, shorten, styled
 from mergescope.reports.tables import Cell, Grid, number
 
 if TYPE_CHECKING:

@@ -7,8 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from mergescope.reports.geometry_figures import short_layers
 from mergescope.reports.panels import legend, mark
-from mergescope.reports.protocol_figures import REFERENCE, STRONG
-from mergescope.reports.style import INK, MUTED, WIDTH, look, new_figure, settle, shorten, styled
+from mergescope.reports.protocol_figures import REFERENCE
+from mergescope.reports.style import (
+    INK,
+    MUTED,
+    PAGE,
+    SHADE,
+    STRONG,
+    WIDTH,
+    look,
+    new_figure,
+    settle,
+    shorten,
+    styled,
+)
 from mergescope.studies.rundir import Row
 
 if TYPE_CHECKING:
@@ -109,7 +121,7 @@ def layer_curves(layers: Mapping[str, Mapping[str, Row]]) -> Figure:
         panels = figure.subplots(1, 2)
         titles: dict[str, dict[str, Any]] = {
             "cos": {"color": look(0).colour, "marker": "o", "ls": "-", "lw": 1.6, "ms": 5},
-            "baseline": {"color": look(0).colour, "marker": "o", "mfc": "white", "ls": (0, (1, 1.5)), "lw": 1.2,
+            "baseline": {"color": look(0).colour, "marker": "o", "mfc": PAGE, "ls": (0, (1, 1.5)), "lw": 1.2,
                          "ms": 5},
             "coef": {"color": look(1).colour, "marker": "s", "ls": "-", "lw": 1.6, "ms": 5},
         }  # fmt: skip
@@ -122,7 +134,7 @@ def layer_curves(layers: Mapping[str, Mapping[str, Row]]) -> Figure:
             axes.axhline(1, color=INK, lw=1, zorder=1)
             for place, layer in enumerate(names):
                 if next(iter(layers[layer].values())).trivial:
-                    axes.axvspan(place - 0.5, place + 0.5, color="#f0f0f0", zorder=0, lw=0)
+                    axes.axvspan(place - 0.5, place + 0.5, color=SHADE, zorder=0, lw=0)
             axes.set_xticks(range(len(names)), short_layers(names))
             axes.set_xlabel("layer")
             axes.set_title(" and ".join(measures))

@@ -79,7 +79,7 @@ def soup_page(stored: Stored) -> Shown:
         [
             Grid(
                 f"Soups: {measure}, the mean over data sets",
-                ("soup", *series, "models"),
+                ("soup", *series),
                 tuple(
                     (names[name], tuple(cell(found[part], 4) for part in series))
                     for name, found in scored.items()

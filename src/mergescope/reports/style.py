@@ -12,14 +12,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 10.0
-"""Width of a figure in inches; the report shows it at 1060 pixels."""
+"""Width of a figure in inches; the report shows it at 1140 pixels where there is room."""
 
-INK, MUTED, FAINT = "#222222", "#5a5a5a", "#d9d9d9"
+PAGE, INK, MUTED, FAINT = "#ffffff", "#222222", "#5a5a5a", "#d9d9d9"
+
+GRID, SHADE, BAND, WARM = "#ececec", "#e6e6e6", "#dfe9f1", "#f8ecd0"
+"""Grounds: grid lines; layers that are linear by construction; what CTL allows; an area that needs a word."""
+
+SCHEMED = {
+    PAGE: "page", INK: "ink", MUTED: "muted", FAINT: "faint", GRID: "grid", SHADE: "shade", BAND: "band",
+    WARM: "warm",
+}  # fmt: skip
+"""Colours that are others on a dark page, to their names in ``page.css``; all others are the same."""
 
 # Okabe and Ito's palette, in an order whose neighbours also differ in lightness.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#222222")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1.2)), (0, (6, 1.2, 1.5, 1.2)))
+STRONG = _COLOURS[3]
+"""What a figure is about: a chosen coefficient, a task's own model, the search box."""
+
 _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
 
 _RC: Any = {
@@ -44,11 +56,11 @@ _RC: Any = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.grid.axis": "y",
-    "grid.color": "#ececec",
+    "grid.color": GRID,
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
+    "figure.facecolor": PAGE,
+    "savefig.facecolor": PAGE,
     "hatch.linewidth": 0.5,
     # Outlines, not text: the SVG looks the same where the font is not installed.
     "svg.fonttype": "path",

@@ -9,9 +9,11 @@ from rich.text import Text
 
 from mergescope.reports.html import read_about
 from mergescope.reports.measured_page import load_measured
+from mergescope.reports.measured_words import headline, sentences
 from mergescope.reports.measurement import measured_parts
 from mergescope.reports.tables import summary_table
 from mergescope.reports.verdicts import verdict_sentences
+from mergescope.studies.claims import KIND, claim_of
 from mergescope.studies.measured import STUDY
 from mergescope.studies.rundir import RESULTS, read_rows
 
@@ -37,3 +39,33 @@ def summary_parts(run_dir: str | Path) -> list[Any]:
         return [Text(str(about["provenance"]["says"]))]
     rows = read_rows(path / RESULTS)
     return [summary_table(rows), *(Text(f"• {sentence}") for sentence in verdict_sentences(rows))]
+
+
+def summary_content(run_dir: str | Path) -> dict[str, Any]:
+    """The results of a run directory for scripts.
+
+    Args:
+        run_dir: run directory of a study or a measurement.
+
+    Returns:
+        Values that JSON can hold, besides NaN: study, preset, what its results say in words, claims with verdicts,
+        cost, notes, and every row of the results.
+
+    Raises:
+        StudyError: something is missing or damaged.
+    """  # noqa: DOC502 (raised by what this calls)
+    path = Path(run_dir)
+    about, rows = read_about(path), read_rows(path / RESULTS)
+    provenance = about["provenance"]
+    if about["study"] == STUDY:
+        found = load_measured(path, about)
+        says = [headline(found)[1], *sentences(found)]
+    else:
+        says = str(provenance["says"]).splitlines() if "says" in provenance else verdict_sentences(rows)
+    claims = [(row.regime, claim_of(row)) for row in rows if row.kind == KIND]
+    return {
+        "directory": str(path), "study": about["study"], "preset": about.get("preset") or None, "says": says,
+        "claims": [{"of": regime, **vars(claim), "verdict": claim.verdict} for regime, claim in claims],
+        "cost": provenance.get("cost"), "notes": provenance.get("notes") or [],
+        "results": [vars(row) for row in rows],
+    }  # fmt: skip

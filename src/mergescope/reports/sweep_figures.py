@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergescope.reports.panels import legend
-from mergescope.reports.style import FAINT, INK, MUTED, WIDTH, look, new_figure, settle, shorten, styled
+from mergescope.reports.style import FAINT, INK, MUTED, PAGE, WIDTH, look, new_figure, settle, shorten, styled
 from mergescope.studies.rundir import Row
 from mergescope.studies.sweeps.root_causes import SWEEPS
 from mergescope.studies.sweeps.trends import REFERENCE, series
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PAPER: dict[str, Any] = {"color": MUTED, "lw": 1, "ls": (0, (1, 1.5)), "ms": 4, "mfc": "white", "mec": MUTED}
+PAPER: dict[str, Any] = {"color": MUTED, "lw": 1, "ls": (0, (1, 1.5)), "ms": 4, "mfc": PAGE, "mec": MUTED}
 """How CTL's own figures are drawn."""
 
 

@@ -161,7 +161,7 @@ def _root_causes(rows: Sequence[Row], provenance: Mapping[str, Any]) -> Page:
             "1 - cos and its baseline along each sweep",
             "As CTL’s Figs 11 and 12: how far the merged model’s features are from the mean of the models’ features "
             "(1 − cos), and how far the models’ features are from each other (1 − cos_ij). Lines: means over "
-            "repetitions; areas: from the smallest to the largest. Grey: CTL’s own figures, of Split CIFAR-100 and "
+            "repetitions; areas: from the smallest to the largest. Dotted: CTL’s own figures, of Split CIFAR-100 and "
             "Split ImageNet.",
         ),
         "coef": Drawing(
@@ -212,7 +212,7 @@ def _theorem(rows: Sequence[Row], provenance: Mapping[str, Any]) -> Page:
             gaps_against([row for row in rows if row.regime == place]),
             f"gap of the loss against curvature and distance, lambda at {place}",
             f"λ and the exact term at each pair’s {WHERE[place]}. "
-            "One mark a pair, one colour a pretrained checkpoint. Dashed: the least-squares line; solid, in the last "
+            "One mark a pair, one shape a pretrained checkpoint. Dashed: the least-squares line; solid, in the last "
             f"panel: the exact term itself. The bound is {_times(rows, place)} times the gap.",
         )
         for place in places

@@ -61,8 +61,8 @@ def conclusions_against_premises(found: Theorems) -> Figure:
             shown += [*x, *y]
             many = len(cases) > MANY
             image = axes.scatter(
-                x, y, c=[depth[case.layer] for case in cases], cmap=colours, vmin=0, vmax=1, lw=0, s=9 if many else 20,
-                alpha=0.7, zorder=3, rasterized=many,
+                x, y, c=[depth[case.layer] for case in cases], cmap=colours, vmin=0, vmax=1, s=9 if many else 20,
+                alpha=0.7, zorder=3, rasterized=many, lw=0.4, edgecolors=MUTED,
             )  # fmt: skip
             axes.axvline(found.gap, color=MUTED, lw=1.1, ls=DOTS, zorder=4)
             axes.axhline(found.gap, color=MUTED, lw=1.1, ls=DOTS, zorder=4)

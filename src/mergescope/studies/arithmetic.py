@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mergescope.merging.findings import plain
+from mergescope.display import View, as_html, as_pandas, as_pretty
+from mergescope.plain import plain
 from mergescope.protocols.arithmetic import Addition
 from mergescope.protocols.coefficients import CoefficientSearch
-from mergescope.protocols.scores import ModelScores, score_table, scores_of
+from mergescope.protocols.scores import ModelScores, best_of, score_grid, score_table, scores_of
 from mergescope.protocols.tuning import ArithmeticSettings
 from mergescope.studies.given import split_name
 from mergescope.studies.protocol_runs import Opened, write_protocol_run
@@ -77,6 +78,11 @@ class Evaluated:
             Fields of [`Row`][mergescope.studies.rundir.Row].
         """
         return [row for scores in self.models for row in scores.rows("accuracy")]
+
+    to_pandas, _repr_html_, _repr_pretty_ = as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        return View(best_of(self.models), (score_grid(self.models, "Accuracy"),), self.notes)
 
     def __str__(self) -> str:
         width = max(len(line.name) for line in self.models) + 2

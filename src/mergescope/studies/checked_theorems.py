@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from mergescope.merging.findings import plain
+from mergescope.plain import plain
 from mergescope.protocols.family_theorems import TheoremsSettings, check_family, plan
 from mergescope.protocols.family_theorems_result import FamilyTheorems
 from mergescope.studies.protocol_runs import Opened, cost, write_protocol_run

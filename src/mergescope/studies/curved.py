@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mergescope.merging.findings import plain
+from mergescope.plain import plain
 from mergescope.protocols.family_curvature import (
     LIKELY_STEPS,
     FamilyCurvatureSettings,

@@ -1,6 +1,6 @@
 """The demo: pretrain on digits, fine-tune a family, measure its linearity, merge, evaluate.
 
-CTL's Rotated MNIST (Figs 2 and 3; equations.md 6) with two networks and two learning rates.
+CTL's Rotated MNIST (Figs 2 and 3) with two networks and two learning rates.
 Every checkpoint and every family's measures are artefacts of the run directory: a run that was
 killed goes on where it was, and one that is complete only reads.
 """

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from mergescope.display import Cell, Table, View, as_html, as_pandas, as_pretty, as_text, figure, number
 from mergescope.documents import DocumentError, read_yaml
-from mergescope.errors import MismatchError, StudyError, did_you_mean
+from mergescope.errors import MismatchError, StudyError, did_you_mean, near_paths
 from mergescope.studies.finetuned import write_record
 from mergescope.weights import Checkpoint
 
@@ -148,6 +149,39 @@ class FamilyDirectory:
     def _tasks_of(self, regime: str) -> list[str]:
         return [member.task for member in self.members if member.regime == regime]
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The models as lines of a table.
+
+        Returns:
+            One line a model: regime, task, training, and loss and accuracy of every split.
+        """
+        return [
+            {
+                "regime": it.regime, "task": it.task, "kind": it.kind, "steps": it.steps, "seconds": it.seconds,
+                "trained_parameters": it.trained_parameters,
+                **{f"{split} {name}": value for split, said in it.results.items() for name, value in said.items()},
+            }
+            for it in self.members
+        ]  # fmt: skip
+
+    __str__, to_pandas, _repr_html_, _repr_pretty_ = as_text, as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        figures = list(dict.fromkeys(
+            f"{split} {name}" for it in self.members for split, said in it.results.items() for name in said
+        ))  # fmt: skip
+        lines = tuple(
+            (
+                f"{row['regime']}: {row['task']}",
+                *(Cell(number(row[name])) for name in ("trained_parameters", "steps")),
+                *(figure(row.get(name, float("nan"))) for name in figures),
+            )
+            for row in self.rows()
+        )
+        said = f"Fine-tuned from {Path(self.base.reference).name} on {', '.join(self.tasks)}: {', '.join(self.regimes)}"
+        heads = ("model", "trained parameters", "steps", *figures)
+        return View(said, (Table(f"Family {self.path.name}", heads, lines),))
+
     def open_base(self, reference: str | None = None) -> Checkpoint:
         """Open the base, and make sure that it is the one that the models come from. Reads its weights.
 
@@ -253,8 +287,9 @@ def read_family(path: Path) -> FamilyDirectory:
     """
     file = path / FILE
     if not file.is_file():
+        near = "" if path.exists() else near_paths(path)
         raise StudyError(
-            f"{path} is no family: it has no {FILE}. Name a directory that mergescope finetune --out made."
+            f"{path} is no family: it has no {FILE}.{near} Name a directory that mergescope finetune --out made."
         )
     try:
         found = read_yaml(file)

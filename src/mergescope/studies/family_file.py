@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from mergescope.documents import DocumentError, read_yaml, usable_path
-from mergescope.errors import StudyError, did_you_mean
+from mergescope.errors import StudyError, did_you_mean, near_paths
 from mergescope.studies.family_config import FamilyConfig, RecipeChanges, RegimeConfig, TaskConfig
 
 
@@ -54,7 +55,7 @@ def read_family_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> Fa
 
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise StudyError(f"There is no file {str(path)!r} that describes a family.")
+        raise StudyError(f"There is no file {str(path)!r} that describes a family.{near_paths(path)}")
     try:
         found = read_yaml(path)
     except DocumentError as error:
@@ -75,6 +76,11 @@ def _told(problem: dict[str, Any]) -> str:
         inside = f" in {'.'.join(path)}" if path else ""
         known = _known(path)
         return f"unknown key {key!r}{inside}.{did_you_mean(key, known)} Keys there are {', '.join(known)}."
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        got = str(problem["input"])
+        hint = did_you_mean(got, choices)
+        return f"{'.'.join(where)} can't be {got!r:.60}.{hint} Choose one of {', '.join(choices)}."
     message = str(problem["msg"]).removeprefix("Value error, ")
     got = "" if kind == "value_error" else f", got {problem['input']!r:.60}"
     return f"{'.'.join(where)}: {message.rstrip('.')}{got}."

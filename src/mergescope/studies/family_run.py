@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from mergescope.errors import MergescopeError, StudyError
@@ -87,6 +88,7 @@ class FamilyPlan:
         device: str | None = None,
         on_log: Log | None = None,
         engine: Engine | None = None,
+        threads: int = 1,
     ) -> FamilyDirectory:
         """Train what is not finished; ``family.yaml`` grows with every model.
 
@@ -96,6 +98,7 @@ class FamilyPlan:
             device: ``"cpu"`` or what accelerate finds.
             on_log: called with ``"train"`` or ``"evaluation"`` and the numbers of each step.
             engine: trains several models at a time, each in a worker; by default one after the other.
+            threads: of torch, on a CPU, without an engine: workers have their own. Weights depend on it.
 
         Returns:
             The family.
@@ -123,8 +126,9 @@ class FamilyPlan:
                         self.data.pop(model.task, None)
                     logs = None if tensorboard is None else tensorboard / model.regime / model.task
                     finetune(
-                        prepared, folder, progress=progress, tensorboard=logs, device=device, on_log=on_log
-                    )
+                        prepared, folder, progress=progress, tensorboard=logs, device=device, on_log=on_log,
+                        threads=threads,
+                    )  # fmt: skip
                 self.family = self.family.with_models({}, [_member(model, folder)])
                 self.family.write()
         return self.family
@@ -180,7 +184,8 @@ class _Item:
 
 
 def _train_one(item: _Item) -> None:
-    finetune(prepare(item.tune), item.folder, progress=False, device=item.device)
+    threads = torch.get_num_threads()
+    finetune(prepare(item.tune), item.folder, progress=False, device=item.device, threads=threads)
 
 
 def plan_family(config: FamilyConfig, out: Path) -> FamilyPlan:

@@ -35,6 +35,8 @@ from mergescope.training.loop import History, evaluate, train
 from mergescope.training.objective import Objective
 from mergescope.training.regimes import Regime, regime
 from mergescope.weights import Checkpoint
+from mergescope.weights.chunks import torch_threads
+from mergescope.weights.files import disk_errors
 
 if TYPE_CHECKING:
     from mergescope.data import Batches
@@ -128,6 +130,7 @@ def finetune(
     tensorboard: Path | None = None,
     device: str | None = None,
     on_log: Log | None = None,
+    threads: int = 1,
 ) -> Path:
     """Train and write the checkpoint.
 
@@ -142,6 +145,8 @@ def finetune(
         tensorboard: directory of TensorBoard logs.
         device: ``"cpu"`` or what accelerate finds.
         on_log: called with ``"train"`` or ``"evaluation"`` and the numbers of each step.
+        threads: of torch, on a CPU. With another number gradients differ in their last digits, and the model
+            after many steps in more of them: it is not taken from the environment.
 
     Returns:
         The directory.
@@ -156,10 +161,25 @@ def finetune(
     if status.found == "finished":
         return out
     work = workplace(out)
-    work.mkdir(parents=True, exist_ok=True)
+    with disk_errors(out):
+        work.mkdir(parents=True, exist_ok=True)
     accelerator = _accelerator(device, tune.recipe.precision)
     if accelerator.is_main_process:
         write_record(work / STARTED, {"key": prepared.key, **description(prepared)})
+    on_cpu = accelerator.device.type == "cpu"
+    with torch_threads(threads if on_cpu else torch.get_num_threads()), Logs(tensorboard, on_log) as log:
+        _train_and_write(prepared, work, accelerator, log, progress)
+    if accelerator.is_main_process:
+        (work / "checkpoint").rename(out)
+        shutil.rmtree(work)
+    accelerator.wait_for_everyone()
+    return out
+
+
+def _train_and_write(
+    prepared: Prepared, work: Path, accelerator: Any, log: Log | None, progress: bool
+) -> None:
+    tune = prepared.tune
     trained = prepared.regime.prepare(prepared.network).to(accelerator.device)
     model: nn.Module = accelerator.prepare(trained)
     data = {name: Encoded(part) for name, part in prepared.parts.items()}
@@ -169,14 +189,13 @@ def finetune(
         if accelerator.is_main_process:
             torch.save(trained.state_dict(), best)
 
-    with Logs(tensorboard, on_log) as log:
-        history = train(
-            model, data["train"], tune.recipe, seed=tune.seed, evaluation=data["validation"], runner=accelerator,
-            classes=prepared.mask,
-            trainable=[entry for entry in model.parameters() if entry.requires_grad], like=prepared.network,
-            state=work / STATE, key=prepared.key, on_best=keep_best if tune.keep == "best" else None, on_log=log,
-            label=f"{tune.name}, {tune.regime}", progress=progress,
-        )  # fmt: skip
+    history = train(
+        model, data["train"], tune.recipe, seed=tune.seed, evaluation=data["validation"], runner=accelerator,
+        classes=prepared.mask,
+        trainable=[entry for entry in model.parameters() if entry.requires_grad], like=prepared.network,
+        state=work / STATE, key=prepared.key, on_best=keep_best if tune.keep == "best" else None, on_log=log,
+        label=f"{tune.name}, {tune.regime}", progress=progress,
+    )  # fmt: skip
     accelerator.wait_for_everyone()
     if tune.keep == "best" and best.is_file():
         trained.load_state_dict(torch.load(best, map_location=accelerator.device, weights_only=True))
@@ -194,10 +213,7 @@ def finetune(
     }
     if accelerator.is_main_process:
         _write(prepared, trained, state, history, results, work)
-        (work / "checkpoint").rename(out)
-        shutil.rmtree(work)
     accelerator.wait_for_everyone()
-    return out
 
 
 def _accelerator(device: str | None, precision: str) -> Any:

@@ -18,82 +18,14 @@ STUDY = "measure"
 def rows(found: Measurement) -> list[Row]:
     """The results as a tidy table.
 
-    Kinds: ``ctl`` (two fine-tunes) and ``pt-ft`` (base and fine-tune) with one row a layer and
-    measure, the same with ``-local`` behind (every layer fed the base's input), ``agreement``,
-    ``line`` and ``barrier``, ``accuracy`` (loss and accuracy of each model and data set).
-
     Args:
         found: the measurement.
 
     Returns:
-        The rows.
+        The rows of the measurement.
     """
-    table = []
-    for pair in found.pairs:
-        kind = "ctl" if pair.kind == "FT–FT" else "pt-ft"
-        for suffix, results in (("", pair.propagated), ("-local", pair.local)):
-            for alpha, result in results.items():
-                table += _layers(found, pair, kind + suffix, alpha, result)
-        for ends, summary in pair.agreement.items():
-            table.append(_row(found, pair, "agreement", ends, summary, parameter=pair.alpha))
-        if pair.barrier is not None:
-            common = _common(found, pair)
-            for alpha, loss, error in zip(
-                pair.barrier.alphas, pair.barrier.loss, pair.barrier.error, strict=True
-            ):
-                for measure, value in (("loss", loss), ("error", error)):
-                    table.append(
-                        Row(**common, kind="line", measure=measure, mean=float(value), parameter=float(alpha))
-                    )
-            for measure, value in (
-                ("loss", pair.barrier.loss_barrier),
-                ("error", pair.barrier.error_barrier),
-            ):
-                table.append(Row(**common, kind="barrier", measure=measure, mean=value))
-    for (model, data), values in found.losses.items():
-        for measure, summary in values.items():
-            common = {"network": _network(found), "regime": "given", "points": model, "data": data}
-            table.append(Row(**common, kind="accuracy", measure=measure, **_summary(summary)))
-    return table
-
-
-def _network(found: Measurement) -> str:
-    return next(iter(found.traces.values())).network
-
-
-def _common(found: Measurement, pair: Pair) -> dict[str, Any]:
-    traces = [found.traces[name] for name in pair.data]
-    return {
-        "network": _network(found),
-        "regime": "given",
-        "points": pair.name,
-        "data": " ∪ ".join(pair.data),
-        "seconds": round(sum(traced.seconds for traced in traces), 3),
-        "forward_passes": sum(traced.forward_passes for traced in traces),
-        "peak_bytes": max(traced.peak_bytes for traced in traces),
-    }
-
-
-def _summary(summary: Summary) -> dict[str, Any]:
-    names = ("mean", "std", "low", "high", "n", "dead")
-    return {name: getattr(summary, name) for name in names}
-
-
-def _row(found: Measurement, pair: Pair, kind: str, measure: str, summary: Summary, **more: Any) -> Row:
-    return Row(**_common(found, pair), kind=kind, measure=measure, **_summary(summary), **more)
-
-
-def _layers(found: Measurement, pair: Pair, kind: str, alpha: float, result: Linearity) -> list[Row]:
-    table = [
-        _row(found, pair, kind, measure, summary, parameter=alpha, layer=layer.layer, trivial=layer.trivial)
-        for layer in result.layers
-        for measure, summary in layer.measures.items()
-    ]
-    verdict = result.verdict
-    for name, holds in (("CTL holds", verdict.ctl), ("LLFC holds", verdict.llfc),
-                        ("beats baseline", verdict.beats_baseline)):  # fmt: skip
-        table.append(Row(**_common(found, pair), kind=kind, measure=name, mean=float(holds), parameter=alpha))
-    return table
+    network = next(iter(found.traces.values())).network
+    return [Row(network=network, regime="given", **row) for row in found.rows()]
 
 
 def write_measurement(
@@ -210,7 +142,7 @@ def _alphas(results: Mapping[float, Linearity]) -> list[dict[str, Any]]:
 
 
 def _plain(summary: Summary) -> dict[str, float | int | None]:
-    return {name: _finite(value) for name, value in _summary(summary).items()}
+    return {name: _finite(value) for name, value in vars(summary).items()}
 
 
 def _finite(value: Any) -> Any:

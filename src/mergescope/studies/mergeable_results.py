@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mergescope.errors import StudyError
-from mergescope.merging.findings import plain
+from mergescope.plain import plain
 from mergescope.protocols.mergeability import (
     PREDICTORS,
     Analysis,

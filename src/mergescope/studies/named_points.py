@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from mergescope.errors import PointError, did_you_mean
+from mergescope.errors import PointError, did_you_mean, near_paths
 from mergescope.models.with_head import WithHead
 from mergescope.studies.given import Given
 from mergescope.weights import Point, exact, mean
@@ -62,8 +62,8 @@ def named_point(text: str, base: Any, models: Mapping[str, Any]) -> Point:
     except KeyError as error:
         name = str(error.args[0])
         raise PointError(
-            f"{text!r}: there is no model {name!r}, and no such directory.{did_you_mean(name, known)} Known: "
-            f"{', '.join(known)}."
+            f"{text!r}: there is no model {name!r}, and no such directory."
+            f"{did_you_mean(name, known) or near_paths(name)} Known: {', '.join(known)}."
         ) from None
     if not isinstance(value, Point):
         raise PointError(

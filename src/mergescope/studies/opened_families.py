@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergescope.errors import MergescopeError, StudyError, did_you_mean
+from mergescope.errors import MergescopeError, StudyError, did_you_mean, near_paths
 from mergescope.studies.families import FamilyDirectory, is_family, read_family
 from mergescope.studies.published import DECLARED, PublishedFamily, open_family
 from mergescope.studies.published_clip import ClipFamily
@@ -91,11 +91,11 @@ def find_family(
     name, colon, backbone = said.partition(":")
     if name not in DECLARED:
         raise StudyError(
-            f"There is no family {text!r}.{did_you_mean(name, DECLARED)} Name a directory that mergescope finetune "
-            f"--out made, or one of: {', '.join(DECLARED)}."
+            f"There is no family {text!r}.{near_paths(path) or did_you_mean(name, DECLARED)} Name a directory that "
+            f"mergescope finetune --out made, or one of: {', '.join(DECLARED)}."
         )
     if equals and not Path(place).expanduser().is_dir():
-        raise StudyError(f"There is no directory {place!r} with the models of {name}.")
+        raise StudyError(f"There is no directory {place!r} with the models of {name}.{near_paths(place)}")
     return open_family(
         name, directory=place if equals else None, backbone=backbone if colon else None, data=data
     )

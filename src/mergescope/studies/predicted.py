@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mergescope.merging.findings import plain
+from mergescope.plain import plain
 from mergescope.protocols.prediction.predict import PredictionSettings, plan, predict
 from mergescope.protocols.prediction.result import PredictedTest, Prediction
 from mergescope.studies.protocol_runs import Opened, cost, write_protocol_run

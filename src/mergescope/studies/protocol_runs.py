@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from mergescope.errors import MergescopeError, StudyError
-from mergescope.merging.findings import plain
 from mergescope.models.calling import split_batch, to_device
 from mergescope.models.features import Features
+from mergescope.plain import plain
 from mergescope.protocols.linear_model import in_linear_model
 from mergescope.protocols.measure import HeldOut, Settings
 from mergescope.protocols.resume import resumable

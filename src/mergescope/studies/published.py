@@ -1,6 +1,6 @@
 """Families of fine-tuned models that others have published: a base, one model a task, by hub ids.
 
-``clip8`` is CLIP with its eight tasks (ATTN Table 1, equations.md 6): vision towers that were fine-tuned
+``clip8`` is CLIP with its eight tasks (ATTN Table 1): vision towers that were fine-tuned
 with the head and the projection frozen, published by A. Tang with FusionBench. ``t5-six`` is T5-base with
 six text-to-text tasks, fine-tuned by M. Romero (TA; CTL Figs 19 to 24). ``llama2-13b`` is Llama 2 with
 three public fine-tunes (CTL), which is run block by block.

@@ -19,7 +19,7 @@ class TextFamily:
 
     What counts as a feature is what ``auto`` means for such networks
     ([`Features`][mergescope.models.features.Features]): the mean over an encoder's tokens, a decoder's last
-    token, of an encoder-decoder the first that it writes (CTL; equations.md 6).
+    token, of an encoder-decoder the first that it writes (CTL, Figs 19 to 24).
 
     Attributes:
         name: of the family.

@@ -125,6 +125,7 @@ STUDIES = (
         source="CTL Figs 11 and 12",
         presets={"quick": "seconds", "cpu": "76 trainings", "paper": "Split CIFAR-100, on a GPU"},
         runner="mergescope.studies.sweeps.root_causes:run_preset",
+        takes=("data", "root", "workers", "device"),
         planner="mergescope.studies.sweeps.root_causes:plan_lines",
         aliases=("ctl-fig11", "ctl-fig12"),
         reference=(
@@ -143,6 +144,10 @@ STUDIES = (
                 "fine-tuning takes 5 epochs, and 10 at most. With a share of replaced samples, held-out data are "
                 "replaced in the same share, and the loss is over the classes that occur."
             ),
+            "paper": (
+                "CTL does not say which images Split ImageNet has; here it is Tiny ImageNet (200 classes, 64 pixels) "
+                "in 20 parts. Held-out data are replaced in the same share as training data."
+            ),
         },
     ),
     Study(
@@ -156,6 +161,7 @@ STUDIES = (
         source="CTL Theorem 5.1 and C.2",
         presets={"quick": "seconds", "cpu": "15 trainings, 18 pairs", "paper": "all of CIFAR-10, on a GPU"},
         runner="mergescope.studies.sweeps.theorem:run_preset",
+        takes=("data", "root", "workers", "device"),
         planner="mergescope.studies.sweeps.theorem:plan_lines",
         aliases=("ctl-c2",),
         differs={
@@ -255,7 +261,10 @@ def find_study(name: str) -> Study:
     for study in STUDIES:
         if name in (study.name, *study.aliases):
             return study
+    from mergescope.studies.papers.spec import paper_studies
+
     names = [name for study in STUDIES for name in (study.name, *study.aliases)]
+    names += [study.name for study in paper_studies()]
     raise StudyError(f"There is no study {name!r}.{did_you_mean(name, names)} Studies: {', '.join(names)}.")
 
 

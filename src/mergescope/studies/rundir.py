@@ -189,6 +189,11 @@ def measures_path(run: Path, name: str, key: str) -> Path:
     return run / "measures" / f"{name}-{key}"
 
 
+def _unusable(path: Path, error: OSError) -> str:
+    advice = "Correct its permissions, or choose another --out."
+    return f"{path} can't be used as a run directory: {error.strerror}. {advice}"
+
+
 class RunDirectory:
     """Where a study keeps what it made: ``run.yaml``, ``checkpoints/``, ``measures/``, results.
 
@@ -204,7 +209,7 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StudyError(f"{self.path} can't be used as a run directory: {error.strerror}.") from error
+            raise StudyError(_unusable(self.path, error)) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -214,9 +219,13 @@ class RunDirectory:
             Nothing.
 
         Raises:
-            StudyError: another process holds the directory.
+            StudyError: another process holds the directory, or it can't be written to.
         """
-        with (self.path / ".lock").open("w") as handle:
+        try:
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise StudyError(_unusable(self.path, error)) from error
+        with lock as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mergescope.merging.findings import plain
+from mergescope.plain import plain
 from mergescope.protocols.equations import Equations, EquationSettings, check_equations, points_of
 from mergescope.studies.protocol_runs import Opened, cost, write_protocol_run
 from mergescope.studies.rundir import DISTRIBUTIONS, Row, RunDirectory, write_table

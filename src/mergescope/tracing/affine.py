@@ -1,6 +1,6 @@
 """The affine executor: a linearised network runs once a checkpoint, whatever the number of points.
 
-Features and outputs of a linearised network are affine in the weights (TANGENT; equations.md 4), so
+Features and outputs of a linearised network are affine in the weights (TANGENT), so
 ``f(sum_k c_k theta_k) = sum_k c_k f(theta_k)`` where ``sum_k c_k = 1``: a pass through the checkpoints
 gives all their combinations, by sums. Losses and heads that normalise are not affine: they are taken
 of combined logits and embeddings.

@@ -180,7 +180,7 @@ def trivially_linear(
     layers: Sequence[str],
     call: Callable[[nn.Module, Any], Any] = call_model,
 ) -> set[str]:
-    """Layers whose output is exactly linear in the weights, whatever the models (equations.md 2).
+    """Layers whose output is exactly linear in the weights, whatever the models: no evidence of CTL.
 
     Those are linear, convolution and embedding modules that are fed the network's input itself:
     no earlier weight stands between. Their cos and coef are 1 by construction, never evidence.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mergescope.errors import MergescopeError
-from mergescope.tracing.derivatives import Derivatives, Direction, Rows
+from mergescope.tracing.derivatives import OTHERWISE, Derivatives, Direction, Rows
 from mergescope.training.kernels import differentiable_kernels
 
 WRONG = 0.02
@@ -37,7 +37,7 @@ def require_right(made: Derivatives, inputs: Any) -> None:
     if not moving:
         return
     first, second = moving[0], moving[-1]
-    with torch.no_grad(), differentiable_kernels(type(made.model).__name__):
+    with torch.no_grad(), differentiable_kernels(type(made.model).__name__, OTHERWISE):
         slope, curvature = made.twice(inputs, first, second)
         generator = torch.Generator().manual_seed(0)
         probes = {at: torch.randn(rows.shape, generator=generator).to(rows) for at, rows in curvature.items()}
@@ -55,7 +55,7 @@ def require_right(made: Derivatives, inputs: Any) -> None:
     if wrong:
         raise MergescopeError(
             f"The second derivatives of {type(made.model).__name__} come out wrong, from the layer {wrong[0]!r} on: an "
-            "operation's forward-mode derivative can't be differentiated again. Take differences: method 'differences'."
+            f"operation's forward-mode derivative can't be differentiated again. {OTHERWISE}"
         )
 
 

@@ -1,6 +1,6 @@
 """First and second derivatives of all captured features along task vectors, for one batch.
 
-``J tau_k`` and ``f''[tau_k, tau_l]`` at th_0 (equations.md 5), in one of two ways:
+``J tau_k`` and ``f''[tau_k, tau_l]`` at th_0 (CTL, Theorem 5.1), in one of two ways:
 
 - ``"jvp"``: a Jacobian-vector product of a Jacobian-vector product, exact up to rounding. Several ``tau_k``
   are mapped over inside several ``tau_l``: what depends on one of them only, or on none, is computed once for
@@ -22,13 +22,16 @@ from torch import nn
 from mergescope.errors import LayerError, MergescopeError, did_you_mean
 from mergescope.models.features import Features
 from mergescope.models.layers import OUTPUT, feature_of
-from mergescope.tracing.explicit import ExplicitNorms
+from mergescope.tracing.explicit import ExplicitOperations
 from mergescope.training.kernels import differentiable_kernels
 from mergescope.training.tangents import called_with
 from mergescope.weights import Point
 
 METHODS = ("jvp", "differences")
 """How derivatives can be taken."""
+
+OTHERWISE = "Take differences instead: --method differences, or method='differences' in Python."
+"""What to do about a network that has no exact second derivatives."""
 
 FIRST, MAPPED = 2, 4
 """Inner and outer directions that are mapped over together: more share more, and take more memory. A block of
@@ -179,7 +182,7 @@ class Derivatives:
         Raises:
             MergescopeError: an operation of the network has no forward-mode derivative.
         """  # noqa: DOC502 (raised by what this calls)
-        with differentiable_kernels(type(self.model).__name__):
+        with differentiable_kernels(type(self.model).__name__, OTHERWISE):
             zero = self.run(inputs, {})
             self.forward_passes += 1
             names = list(self.vectors)
@@ -207,7 +210,7 @@ class Derivatives:
             return self.features.rows(layer, value, inputs)
 
         model: Any = call
-        with ExplicitNorms(), recorded(self.model, self.layers, reduce) as found:
+        with ExplicitOperations(), recorded(self.model, self.layers, reduce) as found:
             result = self.features.call(model, inputs)
             return {**found, OUTPUT: self.features.output_rows(result, inputs)}
 

@@ -1,9 +1,12 @@
-"""Normalisations written out, so that derivatives of derivatives are right.
+"""Normalisations and activations written out, so that derivatives of derivatives exist and are right.
 
 torch's fused normalisations have a forward-mode derivative, but that of layer_norm, instance_norm and
 batch_norm on batch statistics is made of saved values that are taken for constants when it is
 differentiated again: the second derivative comes out wrong, without any error. And batch_norm takes no
 derivative with respect to running statistics, which merging combines like weights.
+
+The forward-mode derivatives of silu (of Llama and its kin), mish, glu and hardsigmoid can't be
+differentiated again at all.
 """
 
 from __future__ import annotations
@@ -121,8 +124,87 @@ def instance_norm(
     return _scaled(value, _shaped(weight, shape), _shaped(bias, shape), input.dtype)
 
 
+def silu(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+    """``F.silu`` by elementary operations, computed in at least float32 as that is.
+
+    Args:
+        input: any shape.
+        inplace: not used.
+
+    Returns:
+        The shape of the input.
+
+    Example:
+        >>> x = torch.tensor([-1.0, 0.0, 2.0])
+        >>> torch.allclose(silu(x), F.silu(x))
+        True
+    """
+    wide = _wide(input)
+    return (wide * wide.sigmoid()).to(input.dtype)
+
+
+def mish(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+    """``F.mish`` likewise.
+
+    Args:
+        input: any shape.
+        inplace: not used.
+
+    Returns:
+        The shape of the input.
+
+    Example:
+        >>> x = torch.tensor([-1.0, 0.0, 2.0])
+        >>> torch.allclose(mish(x), F.mish(x))
+        True
+    """
+    wide = _wide(input)
+    return (wide * F.softplus(wide).tanh()).to(input.dtype)
+
+
+def glu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    """``F.glu`` likewise.
+
+    Args:
+        input: an even number of entries along ``dim``.
+        dim: which is halved.
+
+    Returns:
+        The shape of the input, half as long along ``dim``.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0, -1.0, 0.5]])
+        >>> torch.allclose(glu(x), F.glu(x))
+        True
+    """
+    value, gate = _wide(input).chunk(2, dim)
+    return (value * gate.sigmoid()).to(input.dtype)
+
+
+def hardsigmoid(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+    """``F.hardsigmoid`` likewise.
+
+    Args:
+        input: any shape.
+        inplace: not used.
+
+    Returns:
+        The shape of the input.
+
+    Example:
+        >>> x = torch.tensor([-4.0, 0.0, 2.0])
+        >>> torch.allclose(hardsigmoid(x), F.hardsigmoid(x))
+        True
+    """
+    return (F.relu6(_wide(input) + 3) / 6).to(input.dtype)
+
+
+def _wide(value: torch.Tensor) -> torch.Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 def _normalised(value: torch.Tensor, dims: tuple[int, ...], eps: float) -> torch.Tensor:
-    wide = value.to(torch.promote_types(value.dtype, torch.float32))
+    wide = _wide(value)
     centred = wide - wide.mean(dims, keepdim=True)
     return centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
 
@@ -155,18 +237,22 @@ EXPLICIT: Mapping[Any, Callable[..., torch.Tensor]] = {
     torch.layer_norm: lambda *values, **named: layer_norm(*values[:5], **named),
     torch.batch_norm: _reordered(batch_norm),
     torch.instance_norm: _reordered(instance_norm),
+    F.silu: silu,
+    F.mish: mish,
+    F.glu: glu,
+    F.hardsigmoid: hardsigmoid,
 }
 """Functions of torch to what is called in their place."""
 
 
-class ExplicitNorms(TorchFunctionMode):
-    """While it is entered, normalisations are computed by elementary operations.
+class ExplicitOperations(TorchFunctionMode):
+    """While it is entered, normalisations and some activations are computed by elementary operations.
 
     Example:
         >>> x, v = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0.0, 1.0, 0.0])
         >>> def slope(x):
         ...     return torch.func.jvp(lambda x: F.layer_norm(x, (3,)), (x,), (v,))[1]
-        >>> with ExplicitNorms():
+        >>> with ExplicitOperations():
         ...     _, curvature = torch.func.jvp(slope, (x,), (v,))
         >>> step = 1e-2 * v
         >>> torch.allclose(curvature, (slope(x + step) - slope(x - step)) / 2e-2, atol=1e-3)

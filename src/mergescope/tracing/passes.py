@@ -17,6 +17,7 @@ from mergescope.models.layers import OUTPUT
 from mergescope.models.loading import load_weights
 from mergescope.progress import progress_bar
 from mergescope.readings import Batch, Reading
+from mergescope.tracing.kept import Kept
 from mergescope.weights import Point
 
 
@@ -41,6 +42,7 @@ class Pass:
         forward_passes: forward passes of a batch through the whole network so far.
         local_passes: further passes through the layers alone.
         peak_bytes: the largest resident memory of the processes that it ran in, if that was not this one.
+        kept: what it had seen when it was killed, and where that is kept.
     """
 
     points: Sequence[Point]
@@ -59,6 +61,7 @@ class Pass:
     forward_passes: int = 0
     local_passes: int = 0
     peak_bytes: int = 0
+    kept: Kept | None = None
 
     @property
     def captured(self) -> list[str]:
@@ -103,9 +106,12 @@ class Pass:
         except TypeError:  # no __len__, or a DataLoader over a data set that has none
             length = None
         with progress_bar(label, length, self.progress) as advance:
-            for batch in self.data:
-                inputs, labels = split_batch(batch)
-                yield to_device(inputs, self.device), to_device(labels, self.device)
+            for number, batch in enumerate(self.data):
+                if self.kept is None or number >= self.kept.batches:
+                    inputs, labels = split_batch(batch)
+                    yield to_device(inputs, self.device), to_device(labels, self.device)
+                    if self.kept is not None:
+                        self.kept.finished(self)
                 advance(1)
 
     def quiet_batches(self) -> Iterator[tuple[Any, torch.Tensor | None]]:

@@ -137,7 +137,7 @@ def second_order(
     """Pass a data set through a base, and take its features' derivatives along task vectors.
 
     At every layer and the output, for every batch: ``f_0``, ``J tau_k``, and ``f''(th_0)[tau_k, tau_l]`` for all
-    ``k <= l`` (equations.md 5). The readings are given these as if each was what a point computes. Features and
+    ``k <= l`` (CTL, Theorem 5.1). The readings are given these as if each was what a point computes. Features and
     layers are those of [`trace`][mergescope.trace]; nothing larger than one batch's is kept. BatchNorm's running
     statistics move along task vectors like weights, as they do in merged models.
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
+from mergescope.display import Table, View, as_html, as_pandas, as_pretty, as_text, pivot
 from mergescope.errors import DataError, MergescopeError, PointError, did_you_mean
 from mergescope.models.calling import split_batch, to_device
 from mergescope.models.features import Features
 from mergescope.models.layers import find_layers
 from mergescope.models.loading import key_map, usable_device
-from mergescope.readings import FeatureMeans, InnerProducts, NextTokenLoss, Outputs, Reading
+from mergescope.readings import FeatureMeans, InnerProducts, NextTokenLoss, Outputs, Reading, bootstrap
 from mergescope.tracing.affine import affine_part
 from mergescope.tracing.capture import trivially_linear
 from mergescope.tracing.determinism import (
@@ -25,6 +28,7 @@ from mergescope.tracing.determinism import (
     require_repeatable,
 )
 from mergescope.tracing.engines import Engine, chosen_engine
+from mergescope.tracing.kept import Kept
 from mergescope.tracing.parts import EXECUTORS, calibrated, peak_memory, run_pass
 from mergescope.tracing.passes import Pass
 from mergescope.weights import Checkpoint, Point
@@ -92,6 +96,37 @@ class Trace:
             f"This trace has no {kind.__name__} (it has: {have}). Pass readings=[{kind.__name__}()]."
         )
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The points, with loss and accuracy where a reading knows them, as lines of a results table.
+
+        Returns:
+            Fields of [`Row`][mergescope.studies.rundir.Row].
+        """
+        common = {"kind": "trace", "seconds": self.seconds, "forward_passes": self.forward_passes}
+        said = next((it for it in self.readings if isinstance(it, (Outputs, NextTokenLoss))), None)
+        if said is None or (isinstance(said, Outputs) and not said.labelled):
+            return [{**common, "points": str(point), "n": self.samples} for point in self.points]
+        values = [part for point in self.points for part in (said.correct(point), said.losses(point))]
+        names = [(str(point), what) for point in self.points for what in ("accuracy", "loss")]
+        return [
+            {**common, "points": point, "measure": what, **vars(summary)}
+            for (point, what), summary in zip(names, bootstrap(np.stack(values, axis=1)), strict=True)
+        ]
+
+    __str__, to_pandas, _repr_html_, _repr_pretty_ = as_text, as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        said = (
+            f"{self.samples:,} samples through {len(self.points)} points and {len(self.layers)} layers of "
+            f"{self.network}: {self.forward_passes:,} forward passes of a batch, {self.seconds:.1f} s"
+        )
+        held = ", ".join(type(reading).__name__ for reading in self.readings)
+        rows = self.rows()
+        if "measure" in rows[0]:
+            return View(said, (pivot(rows, f"Points; readings: {held}", "points", "measure"),))
+        points = tuple((row["points"],) for row in rows)
+        return View(said, (Table(f"Readings: {held}", ("points",), points),))
+
 
 def trace(
     points: Iterable[Point | TensorSource],
@@ -110,6 +145,7 @@ def trace(
     check: bool = True,
     progress: bool = True,
     engine: Engine | None = None,
+    keep: Path | None = None,
 ) -> Trace:
     """Pass a data set through all points at once and reduce what they compute.
 
@@ -148,6 +184,8 @@ def trace(
         progress: show a bar on a terminal.
         engine: runs the pass in parts, each some of the batches, in many processes; by default that of
             [`running_on`][mergescope.tracing.engines.running_on], else it runs here.
+        keep: a directory in which a pass that runs here keeps what it has seen, but for the streamed executor's: if it
+            is killed, the same call goes on. Its name must follow from all arguments; who calls removes it.
 
     Returns:
         The trace.
@@ -263,7 +301,12 @@ def trace(
             )  # fmt: skip
             job.centre = _means(alone, executor, engine)
             job.forward_passes = alone.forward_passes
+        if keep is not None and engine is None and executor != "streamed":
+            job.kept = Kept(keep)
+            job.kept.begin(job)
         result.executor = run_pass(job, executor, engine)
+        if job.kept is not None:
+            job.kept.end(job)
         result.samples, result.local_passes = job.samples, job.local_passes
         result.forward_passes = job.forward_passes
     finally:

@@ -10,7 +10,7 @@ from mergescope.errors import LayerError, did_you_mean
 
 
 def full(model: nn.Module, frozen: Sequence[str] = ()) -> list[nn.Parameter]:
-    """The parameters that full fine-tuning changes (equations.md 4).
+    """The parameters that full fine-tuning changes (ATTN, section 3).
 
     Args:
         model: the network.

@@ -19,8 +19,12 @@ EXPERTS: frozenset[str | None] = frozenset({"eager", None})
 """Likewise, of mixtures of experts."""
 
 
+IN_CONFIG = "Choose another implementation of it in the network's configuration."
+"""What to do about an operation without a derivative, where nothing better is known."""
+
+
 @contextmanager
-def differentiable_kernels(name: str) -> Iterator[None]:
+def differentiable_kernels(name: str, advice: str = IN_CONFIG) -> Iterator[None]:
     """Have attention computed by operations that have a forward-mode derivative.
 
     torch's fused kernels behind ``F.scaled_dot_product_attention``, and the fast path of
@@ -28,6 +32,7 @@ def differentiable_kernels(name: str) -> Iterator[None]:
 
     Args:
         name: of the network, for the error.
+        advice: what the error says to do.
 
     Yields:
         Nothing.
@@ -47,7 +52,7 @@ def differentiable_kernels(name: str) -> Iterator[None]:
         reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
         raise MergescopeError(
             f"{name} can't be linearised, since one of its operations has no forward-mode derivative: {reason}. "
-            "Choose another implementation of it in the network's configuration."
+            f"{advice}"
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

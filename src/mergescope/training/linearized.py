@@ -1,4 +1,4 @@
-"""A network linearised around its pretrained weights (TANGENT; equations.md 4).
+"""A network linearised around its pretrained weights (TANGENT; ATTN, section 3).
 
 ``f_lin(x; theta) = f(x; th_0) + J(x; th_0) (theta - th_0)``, one Jacobian-vector product a forward
 pass. What follows of it:

@@ -126,7 +126,7 @@ PRESETS = {
         clip=1.0,
     ),
 }
-"""Protocols: ATTN and TANGENT for CLIP (equations.md 4), MC-SGD (equations.md 6), and what is usual
+"""Protocols: ATTN and TANGENT for CLIP, MC-SGD for its networks, and what is usual
 for sentence encoders and language models."""
 
 

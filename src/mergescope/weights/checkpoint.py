@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mergescope.display import Cell, Table, View, as_html, as_pretty, frame, number
 from mergescope.documents import DocumentError, read_json
 from mergescope.errors import CheckpointError, did_you_mean
 from mergescope.weights.files import locate
@@ -243,6 +244,33 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.name!r}, {len(self.spec)} tensors)"
+
+    _repr_html_, _repr_pretty_ = as_html, as_pretty
+
+    def to_pandas(self) -> Any:
+        """The tensors as a pandas table: key, shape, dtype, entries and bytes. Reads headers only.
+
+        Returns:
+            One line a tensor.
+
+        Raises:
+            MergescopeError: pandas is not installed.
+        """  # noqa: DOC502 (raised by what this calls)
+        return frame(
+            {
+                "tensor": key, "shape": spec.shape, "dtype": str(spec.dtype).removeprefix("torch."),
+                "entries": spec.numel, "bytes": spec.nbytes,
+            }
+            for key, spec in self.spec.items()
+        )  # fmt: skip
+
+    def _view(self) -> View:
+        entries, size = (sum(getattr(s, of) for s in self.spec.values()) for of in ("numel", "nbytes"))
+        lines = tuple((key, str(spec), Cell(number(spec.numel))) for key, spec in self.spec.items())
+        said = f"{len(lines):,} tensors, {entries:,} entries, {size / 1e6:,.1f} MB"
+        return View(
+            said, (Table(f"Checkpoint {self.name}", ("tensor", "shape and dtype", "entries"), lines),)
+        )
 
     def __add__(self, other: Point | TensorSource) -> Point:
         return Point.of(self) + other

@@ -55,10 +55,11 @@ def in_order(
         Tensor name and result.
     """
     if threads == 1:
-        for key, start, stop in jobs:
-            yield key, work(key, start, stop)
+        with torch_threads(1):
+            for key, start, stop in jobs:
+                yield key, work(key, start, stop)
         return
-    with _one_torch_thread(), ThreadPoolExecutor(threads) as pool:
+    with torch_threads(1), ThreadPoolExecutor(threads) as pool:
         waiting: deque[tuple[str, Future[Result]]] = deque()
         try:
             for key, start, stop in jobs:
@@ -74,9 +75,22 @@ def in_order(
 
 
 @contextmanager
-def _one_torch_thread() -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
+    """Compute with so many torch threads: a sum that is split over more comes out different in its last digits.
+
+    Args:
+        count: of threads.
+
+    Yields:
+        Nothing; afterwards there are as many as before.
+
+    Example:
+        >>> with torch_threads(1):
+        ...     torch.get_num_threads()
+        1
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

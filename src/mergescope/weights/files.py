@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergescope.documents import read_json, usable_path
-from mergescope.errors import CheckpointError, MergescopeError
+from mergescope.errors import CheckpointError, MergescopeError, near_paths
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -104,7 +104,7 @@ def find_directory(source: str | os.PathLike[str], revision: str | None = None) 
         return path, None
     text = os.fspath(source)
     if _looks_local(text):
-        raise CheckpointError(f"There is no file or directory {text!r}.")
+        raise CheckpointError(f"There is no file or directory {text!r}.{near_paths(path)}")
     snapshot = _download(text, revision)
     return snapshot, snapshot.name
 
@@ -130,7 +130,7 @@ def _download(repo: str, revision: str | None) -> Path:
         at = f" at revision {revision!r}" if revision else ""
         raise CheckpointError(
             f"{repo!r} is neither a local path nor a model that the hub gave us{at} "
-            f"({type(error).__name__}). Check the spelling, your network and your access; "
+            f"({type(error).__name__}).{near_paths(repo)} Check the spelling, your network and your access; "
             "with HF_HUB_OFFLINE=1 only models already in the cache are found."
         ) from error
 
@@ -202,26 +202,44 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     Raises:
         MergescopeError: the disk is full, or does not take the file for another reason.
+    """  # noqa: DOC502 (raised by what this calls)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Say which file or directory a disk refused, where the system only says why.
+
+    Args:
+        path: what is written.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        MergescopeError: the disk is full, the place is read-only, or it does not take the file for another reason.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
     try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        yield
     except Exception as error:
-        if (why := _refused_by_disk(error)) is None:
+        if isinstance(error, MergescopeError) or (why := _refused_by_disk(error)) is None:
             raise
         raise MergescopeError(
             f"{path} can't be written: {why}. Nothing was left under that name, and what was finished before it is "
             "kept. Make room or correct the permissions, and run the same command again."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _refused_by_disk(error: Exception) -> str | None:

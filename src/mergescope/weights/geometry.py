@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import torch
 
+from mergescope.display import NONE, Cell, Table, View, as_html, as_pandas, as_pretty, as_text, figure
 from mergescope.errors import CheckpointError, MismatchError, PointError
 from mergescope.progress import progress_bar
 from mergescope.weights.chunks import chunks_of, in_order
@@ -136,6 +137,33 @@ class Geometry:
             for j, other in enumerate(self.models[:i]):
                 yield row("cos", other, float(cosines[i, j]), model)
                 yield row("sign_conflict", other, float(conflicts[i, j]), model)
+
+    __str__, to_pandas, _repr_html_, _repr_pretty_ = as_text, as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        total, blocks = self.total, self.groups("layer")
+        cosines = [float(total.cosines[i, j]) for i in range(len(self.models)) for j in range(i)]
+        said = f"Task vectors against {self.base}, {total.entries:,} weights" + (
+            f": their cosines are {min(cosines):.3f} to {max(cosines):.3f}" if cosines else ""
+        )
+        lengths = tuple(
+            (model, *map(figure, (total.norms[k], total.distances[k], total.unchanged[k])))
+            for k, model in enumerate(self.models)
+        )
+        angles = tuple(
+            (
+                model,
+                *(Cell(NONE) if i == j else figure(float(total.cosines[i, j])) for j in range(len(lengths))),
+            )
+            for i, model in enumerate(self.models)
+        )
+        depth = tuple((name, *map(figure, map(float, sums.distances))) for name, sums in blocks.items())
+        tables = [
+            Table("Length", ("model", "|τ|", "|τ| / |θ₀|", "share unchanged"), lengths),
+            *([Table("Cosine of task vectors", ("model", *self.models), angles)] if cosines else []),
+            Table("Relative distance |τ| / |θ₀| by block", ("block", *self.models), depth),
+        ]
+        return View(said, tuple(tables))
 
 
 def geometry(

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import torch
 
+from mergescope.display import Table, View, as_html, as_pretty, figure, frame
 from mergescope.errors import MismatchError, PointError
 
 Number: TypeAlias = int | float | Fraction
@@ -304,6 +305,25 @@ class Point:
 
     def __repr__(self) -> str:
         return f"Point({self})"
+
+    _repr_html_, _repr_pretty_ = as_html, as_pretty
+
+    def to_pandas(self) -> Any:
+        """The checkpoints and their coefficients as a pandas table.
+
+        Returns:
+            One line a checkpoint.
+
+        Raises:
+            MergescopeError: pandas is not installed.
+        """  # noqa: DOC502 (raised by what this calls)
+        return frame({"checkpoint": source.name, "coefficient": float(value)} for source, value in self.terms)
+
+    def _view(self) -> View:
+        what = "A model" if self.is_model else "A direction" if self.is_direction else "No model"
+        lines = tuple((source.name, figure(float(value)), str(value)) for source, value in self.terms)
+        said = f"{what}: its coefficients sum to {float(self.total):g}"
+        return View(said, (Table(f"Point {self}", ("checkpoint", "coefficient", "exactly"), lines),))
 
     # -- tensors ---------------------------------------------------------------------------
 

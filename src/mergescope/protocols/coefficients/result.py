@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mergescope.display import NONE, Cell, Table, View, as_html, as_pandas, as_pretty, figure, number
 from mergescope.protocols.scores import as_fields
 from mergescope.protocols.search import Choice
 from mergescope.readings import Summary
@@ -110,6 +111,26 @@ class CoefficientSearch:
 
     def __getitem__(self, method: str) -> Method:
         return next(found for found in self.methods if found.name.split(" ")[0] == method)
+
+    to_pandas, _repr_html_, _repr_pretty_ = as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        tasks, groups = (list(dict.fromkeys(key[place] for key in self.coefficients)) for place in (0, 1))
+        ways = tuple(
+            (
+                it.name, figure(it.validation), Cell(number(it.points)),
+                Cell(NONE) if it.test is None else figure(it.test.mean, it.test.low, it.test.high),
+            )
+            for it in self.methods
+        )  # fmt: skip
+        kept = tuple((task, *(figure(self.coefficients[task, group]) for group in groups)) for task in tasks)
+        heads = ("found by", f"validation {self.measure}", "points", f"test {self.test_measure}".rstrip())
+        named = ("task", *(groups if len(groups) > 1 else ["coefficient"]))
+        tables = (
+            Table("What each way found", heads, ways),
+            Table("Coefficients that were kept", named, kept),
+        )
+        return View(f"Kept: the {self.kept}'s answer; {self.reason}", tables, self.notes)
 
     def __str__(self) -> str:
         first = max(len(found.name) for found in self.methods)

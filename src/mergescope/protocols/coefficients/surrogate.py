@@ -62,7 +62,7 @@ def design(
 class Surrogate:
     """``values(c) ~ sum_p w_p(c) values(c_p)``: a polynomial in c by least squares.
 
-    Features and outputs are nearly polynomial in the coefficients (equations.md 5):
+    Features and outputs are nearly polynomial in the coefficients:
     ``f(th_0 + sum c_k tau_k) ~ f_0 + sum c_k J tau_k + 1/2 sum c_k c_l f''[tau_k, tau_l]``. All samples and
     outputs share the design matrix ``Phi``, so the fit is a vector of weights of the evaluated points,
     ``w(c) = phi(c) Phi^+``, and nothing is fitted sample by sample. Where points are too few for all

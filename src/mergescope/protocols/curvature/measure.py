@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mergescope.display import Table, View, as_html, as_pandas, as_pretty, figure
 from mergescope.errors import PointError, did_you_mean
 from mergescope.progress import progress_bar
 from mergescope.protocols.curvature.lanczos import ENDS, STEPS, TOLERANCE, Ritz, lanczos, require_search
@@ -84,6 +85,17 @@ class Eigenvalues:
             f"{values} ({self.found.steps} products{end})"
         )
 
+    to_pandas, _repr_html_, _repr_pretty_ = as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        pairs = zip(self.found.values, self.found.residuals, strict=True)
+        lines = tuple(
+            (str(place), figure(value), figure(error)) for place, (value, error) in enumerate(pairs, 1)
+        )
+        return View(
+            str(self), (Table(f"Eigenvalues, {ENDS[self.end]}", ("number", "value", "residual"), lines),)
+        )
+
     def rows(self) -> list[dict[str, Any]]:
         """The eigenvalues as lines of a results table; the interval is the residual's.
 
@@ -153,6 +165,17 @@ class DirectionalCurvature:
             )
         c = np.array([coefficients.get(name, 0.0) for name in self.names])
         return float(c @ self.matrix @ c), float(c @ self.inner @ c)
+
+    to_pandas, _repr_html_, _repr_pretty_ = as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        found = [(name, *self.along({name: 1.0})) for name in self.names]
+        lines = tuple(
+            (name, *map(figure, (curvature, length, curvature / length if length else float("nan"))))
+            for name, curvature, length in found
+        )
+        said = f"Curvature at {self.point} on {self.data} ({self.samples} samples)"
+        return View(said, (Table("Along directions", ("direction", "d^T H d", "|d|^2", "ratio"), lines),))
 
     def __str__(self) -> str:
         wide = max([9, *map(len, self.names)])

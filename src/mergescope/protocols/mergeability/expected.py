@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergescope.errors import StudyError, did_you_mean
-from mergescope.merging.findings import plain
+from mergescope.plain import plain
 from mergescope.protocols.mergeability.predictors import CONTROLS, KNOWN, PREDICTORS
 from mergescope.protocols.mergeability.rule_file import FILE, read_rules
 from mergescope.protocols.mergeability.rules import Rule

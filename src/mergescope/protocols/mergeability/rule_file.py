@@ -19,7 +19,7 @@ from typing import Any
 
 from mergescope._version import __version__
 from mergescope.errors import StudyError, did_you_mean
-from mergescope.merging.findings import plain
+from mergescope.plain import plain
 from mergescope.protocols.mergeability.analysis import Analysis, BaseRule, Verdict
 from mergescope.protocols.mergeability.predictors import PREDICTORS
 from mergescope.protocols.mergeability.rules import Rule

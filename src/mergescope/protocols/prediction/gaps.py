@@ -20,7 +20,7 @@ def predicted_linearity(expansions: Sequence[Expansion], test: LinearityTest, *,
     """Evaluate a linearity test without running any of its points.
 
     Both sides of ``f(sum_k a_k p_k) ~ sum_k a_k f(p_k)`` are taken from the expansion at th_0. What is constant or
-    linear in the coefficients cancels, and the gap is what equations.md 5 says:
+    linear in the coefficients cancels, and the gap is the leading term of CTL, Theorem 5.1:
     ``-a(1-a)/2 f''[tau_i - tau_j, tau_i - tau_j]`` for two models,
     ``-1/2 sum_{i<j} a_i a_j f''[tau_i - tau_j, tau_i - tau_j]`` for more, and so on for Eq. 2 and Eq. 3.
 

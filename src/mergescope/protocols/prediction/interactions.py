@@ -40,7 +40,7 @@ def interaction(
 ) -> tuple[Interaction, ...]:
     """How much two task vectors interact, at every layer.
 
-    ``f(th_0 + u + v) - f(th_0 + u) - f(th_0 + v) + f(th_0) = f''[u, v] + O(3)`` (equations.md 5) is what weight
+    ``f(th_0 + u + v) - f(th_0 + u) - f(th_0 + v) + f(th_0) = f''[u, v] + O(3)`` is what weight
     disentanglement asks to vanish (TANGENT; ATTN Property 4). It is told relative to what the two change by
     themselves, to first order, ``J tau``: a unit that has no unit.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mergescope.errors import MergescopeError
+from mergescope.errors import MergescopeError, did_you_mean
 from mergescope.protocols.disentanglement import task_pairs
 from mergescope.protocols.equations import data_of
 from mergescope.protocols.linear_model import in_linear_model
@@ -87,7 +87,7 @@ def predict(
 ) -> Prediction:
     """Predict how linear merges would be, how task vectors interact, and what merged models would score.
 
-    Features and outputs are expanded to second order around the base (equations.md 5), by one pass of each data set.
+    Features and outputs are expanded to second order around the base (CTL, Theorem 5.1), by one pass of each data set.
     No merged model is run, unless it is to be compared. Pairs are judged on the data of both tasks (CTL 4.1), where
     data have owners.
 
@@ -328,5 +328,6 @@ def _require(s: PredictionSettings, models: Mapping[str, Point], held: Mapping[s
         raise MergescopeError("A scaling coefficient of 0 is the base itself. Give others.")
     if s.method not in METHODS:
         raise MergescopeError(
-            f"There is no way {s.method!r} to take derivatives. Choose one of {', '.join(METHODS)}."
+            f"There is no way {s.method!r} to take derivatives.{did_you_mean(s.method, METHODS)} Choose one of "
+            f"{', '.join(METHODS)}."
         )

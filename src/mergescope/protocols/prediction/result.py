@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mergescope.display import NONE, Cell, Table, View, as_html, as_pandas, as_pretty, figure, pivot
 from mergescope.errors import MergescopeError
 from mergescope.protocols.linearity import Linearity
 from mergescope.protocols.prediction.agreement import Agreement
@@ -157,6 +158,32 @@ class Prediction:
         }  # fmt: skip
         return [{**row, **cost} for row in found]
 
+    @property
+    def says(self) -> str:
+        """What is predicted of task addition, else what it was predicted from, in words."""
+        best = self.best
+        if best is None:
+            derivatives = f"{self.derivatives:,} second derivatives and " if self.derivatives else ""
+            return f"Predicted from {derivatives}{self.forward_passes:,} forward passes of a batch."
+        return f"Best predicted coefficient: {best.lam:g}, with a normalised accuracy of {best.normalised.mean:.4f}."
+
+    to_pandas, _repr_html_, _repr_pretty_ = as_pandas, as_html, as_pretty
+
+    def _view(self) -> View:
+        rows, best = self.rows(), self.best
+        at_output = {"kind": "interaction", "layer": "output", "measure": "interaction"}
+        tables = [
+            _test_table(self),
+            pivot(rows, "Interaction of task vectors", "points", "layer", **at_output),
+        ]
+        if self.agreements:
+            caption = "Predicted against measured gaps"
+            tables.append(pivot(rows, caption, "layer", "measure", kind="prediction", points="all"))
+        if best is not None:
+            added = {"points": "task addition", "measure": "normalised accuracy"}
+            tables.append(pivot(rows, "Task addition, normalised accuracy", "parameter", "kind", **added))
+        return View(self.says, tuple(tables), self.notes)
+
     def __str__(self) -> str:
         lines = [
             f"Predicted from {self.derivatives:,} second derivatives and {self.forward_passes:,} forward passes of a "
@@ -171,6 +198,24 @@ class Prediction:
         if self.outcomes:
             lines += ["", *_outcome_lines(self)]
         return "\n".join(lines)
+
+
+def _test_table(found: Prediction) -> Table:
+    lines = []
+    for test in found.tests:
+        evidence = test.predicted.evidence
+        if not evidence:
+            lines.append((f"{test.kind}: {test.name}", "no layer that is evidence", *[Cell(NONE)] * 4))
+            continue
+        worst = max(evidence, key=lambda entry: entry.measures["gap"].mean)
+        cos, coef, gap = (worst.measures[name] for name in ("cos", "coef", "gap"))
+        true = None if test.measured is None else test.measured[worst.layer].measures["gap"]
+        lines.append((
+            f"{test.kind}: {test.name}", worst.layer, figure(cos.mean), figure(coef.mean),
+            figure(gap.mean, gap.low, gap.high), Cell(NONE) if true is None else figure(true.mean),
+        ))  # fmt: skip
+    heads = ("test", "largest gap at", "cos", "coef", "gap", "measured gap")
+    return Table("Tests of linearity, predicted", heads, tuple(lines))
 
 
 def _test_lines(found: Prediction) -> list[str]:

@@ -18,7 +18,7 @@ from mergescope.weights import Point
 
 
 def predicted_logits(data: Expansion, coefficients: Mapping[str, float]) -> torch.Tensor:
-    """``f_0 + sum c_k J tau_k + 1/2 sum c_k c_l f''[tau_k, tau_l]`` of the output (equations.md 5).
+    """``f_0 + sum c_k J tau_k + 1/2 sum c_k c_l f''[tau_k, tau_l]`` of the output.
 
     Where [`Surrogate`][mergescope.protocols.coefficients.surrogate.Surrogate] fits such a polynomial to points that
     were evaluated, this one is the exact expansion at th_0: better near it, worse far from it.

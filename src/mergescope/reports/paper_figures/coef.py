@@ -15,7 +15,6 @@ from mergescope.reports.panels import legend
 from mergescope.reports.paper_figures.multiples import (
     PANELS,
     SYMBOLS,
-    TRIVIAL,
     WORDS,
     Band,
     Tests,
@@ -27,8 +26,7 @@ from mergescope.reports.paper_figures.multiples import (
 )
 from mergescope.reports.paper_figures.ran import Ran, repetitions, times
 from mergescope.reports.protocol_view import Drawing
-from mergescope.reports.scales import BAND
-from mergescope.reports.style import INK, WIDTH, look, settle, styled
+from mergescope.reports.style import BAND, INK, PAGE, SHADE, WIDTH, look, settle, styled
 from mergescope.studies.rundir import DISTRIBUTIONS, read_table
 
 if TYPE_CHECKING:
@@ -133,12 +131,12 @@ def _draw(tests: Tests, found: Found) -> Figure:
             axes.set_ylabel("coef")
         entries: list[tuple[str, dict[str, Any]]] = [
             ("samples", {"facecolor": look(0).colour, "alpha": 0.5, "hatch": ""}),
-            ("median", {"color": look(0).colour, "marker": "o", "mfc": "white", "ls": "-", "lw": 1.2}),
+            ("median", {"color": look(0).colour, "marker": "o", "mfc": PAGE, "ls": "-", "lw": 1.2}),
             ("exactly linear: 1", {"color": INK, "ls": "-", "lw": 0.9}),
-            (f"CTL holds: within {COEF_HOLDS:g}", {"marker": "s", "color": "#dbe6ee", "ms": 9}),
+            (f"CTL holds: within {COEF_HOLDS:g}", {"marker": "s", "color": BAND, "ms": 9}),
         ]
         if tests.trivial:
-            entries.append(("linear by construction", {"marker": "s", "color": TRIVIAL, "ms": 9}))
+            entries.append(("linear by construction", {"marker": "s", "color": SHADE, "ms": 9}))
         legend(figure, entries)
         return settle(figure)
 
@@ -157,7 +155,7 @@ def _violin(axes: Axes, place: float, histogram: Histogram, limits: tuple[float,
     axes.fill_betweenx(middle, place - half, place + half, where=live, facecolor=look(0).colour, edgecolor=INK,
                        lw=0.6, alpha=0.5, zorder=3)  # fmt: skip
     axes.plot([place, place], [low, high], color=INK, lw=4, solid_capstyle="butt", zorder=4)
-    axes.plot([place], [median], marker="o", mfc="white", mec=INK, ms=5, zorder=5)
+    axes.plot([place], [median], marker="o", mfc=PAGE, mec=INK, ms=5, zorder=5)
 
 
 def _quantiles(axes: Axes, histograms: Sequence[Histogram]) -> None:
@@ -165,7 +163,7 @@ def _quantiles(axes: Axes, histograms: Sequence[Histogram]) -> None:
         np.array([each.quantile(share) for each in histograms]) for share in SHARES
     )
     entry, places = look(0), range(len(histograms))
-    style = {"color": entry.colour, "marker": "o", "mfc": "white", "ls": "-", "ms": 3.0, "lw": 1.0}
+    style = {"color": entry.colour, "marker": "o", "mfc": PAGE, "ls": "-", "ms": 3.0, "lw": 1.0}
     axes.fill_between(places, wide, far, color=entry.colour, alpha=0.2, lw=0, zorder=2)
     Band(middle, low, high).draw(axes, places, style)
 

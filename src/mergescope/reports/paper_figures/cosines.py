@@ -11,9 +11,10 @@ import numpy as np
 
 from mergescope.errors import StudyError
 from mergescope.reports.geometry_figures import off_diagonal
+from mergescope.reports.heat import around_middle, number_cells
 from mergescope.reports.paper_figures.ran import Ran, by_regime, repetitions
 from mergescope.reports.protocol_view import AGAIN, Drawing
-from mergescope.reports.style import FAINT, INK, MUTED, WIDTH, new_figure, settle, shorten, styled
+from mergescope.reports.style import FAINT, MUTED, WIDTH, new_figure, settle, shorten, styled
 from mergescope.studies.papers.runner import GEOMETRY
 from mergescope.studies.rundir import read_table
 
@@ -65,7 +66,8 @@ def cosines_figure(ran: Sequence[Ran]) -> Drawing:
         engine: Any = figure.get_layout_engine()
         engine.set(rect=((1 - width) / 2, 0, width, 1))
         grid = figure.subplots(rows, columns, squeeze=False)
-        colours = colormaps["RdBu_r"].with_extremes(bad=FAINT)
+        numbered = all(len(names) <= NUMBERED for names, _ in found.values())
+        colours = colormaps[around_middle("RdBu_r", numbered)].with_extremes(bad=FAINT)
         image: Any = None
         for axes in grid.flat[len(found) :]:
             axes.axis("off")
@@ -81,13 +83,8 @@ def cosines_figure(ran: Sequence[Ran]) -> Drawing:
             axes.tick_params(length=0, labelsize=8)
             axes.grid(False)
             axes.spines[:].set_visible(False)
-            if len(names) > NUMBERED:
-                continue
-            for (row, column), value in np.ndenumerate(shown):
-                if math.isfinite(value):
-                    text = f"{value:.2f}".replace("-0.00", "0.00").replace("0.", ".", 1).replace("-", "−")
-                    axes.text(column, row, text, ha="center", va="center", fontsize=7.5,
-                              color="white" if abs(value) > 0.62 * reach else INK)  # fmt: skip
+            if numbered:
+                number_cells(axes, image, shown, _short, 7.5)
         bar = figure.colorbar(
             image, ax=grid, label="cosine of task vectors", fraction=0.03, pad=0.02, aspect=24
         )
@@ -96,9 +93,13 @@ def cosines_figure(ran: Sequence[Ran]) -> Drawing:
     seeds = repetitions(ran)
     caption = "Between the task vectors of every two tasks, over all weights that training may change"
     caption += f"; means over {seeds} repetitions" if seeds > 1 else ""
-    caption += ". White: at right angles. All matrices share one scale. Mean over pairs: "
+    caption += ". 0: at right angles. All matrices share one scale. Mean over pairs: "
     caption += ", ".join(f"{value:.3f} ({regime})" for regime, value in means.items()) + "."
     return Drawing(figure, "cosines between task vectors by regime", caption, lines)
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}".replace("-0.00", "0.00").replace("0.", ".", 1).replace("-", "−")
 
 
 def _matrix(folder: Path) -> tuple[list[str], np.ndarray]:

@@ -9,8 +9,8 @@ import numpy as np
 
 from mergescope.errors import StudyError
 from mergescope.protocols.error_grids import ErrorGrid
-from mergescope.reports.disentanglement_figures import BOX_COLOUR
 from mergescope.reports.disentanglement_page import stored_grids
+from mergescope.reports.heat import box_line
 from mergescope.reports.panels import legend
 from mergescope.reports.paper_figures.ran import Ran, by_regime, repetitions, times
 from mergescope.reports.protocol_view import Drawing
@@ -119,7 +119,7 @@ def _draw(
             # Rows of an image go up the second axis: alpha 2.
             image = axes.pcolormesh(values, values, maps[name, regime].T, cmap="cividis", vmin=0, vmax=top,
                                     shading="nearest", edgecolors="face", lw=0.4)  # fmt: skip
-            axes.plot([low, high, high, low, low], [low, low, high, high, low], color=BOX_COLOUR, lw=2.0)
+            axes.plot([low, high, high, low, low], [low, low, high, high, low], **box_line())
             axes.set_aspect("equal")
             axes.grid(False)
             axes.spines[:].set_visible(False)
@@ -138,5 +138,5 @@ def _draw(
             extend="max" if every.max() > top else "neither",
         )  # fmt: skip
         bar.outline.set_visible(False)
-        legend(figure, [(f"search box, {low:g} to {high:g}", {"color": BOX_COLOUR, "ls": "-", "lw": 2.0})])
+        legend(figure, [(f"search box, {low:g} to {high:g}", box_line())])
         return settle(figure)

@@ -12,7 +12,6 @@ from mergescope.reports.panels import legend
 from mergescope.reports.paper_figures.multiples import (
     PANELS,
     SYMBOLS,
-    TRIVIAL,
     WORDS,
     Band,
     Tests,
@@ -25,7 +24,7 @@ from mergescope.reports.paper_figures.multiples import (
 from mergescope.reports.paper_figures.ran import Ran, repetitions, times
 from mergescope.reports.protocol_view import Drawing
 from mergescope.reports.scales import log_axis
-from mergescope.reports.style import WIDTH, look, settle, styled
+from mergescope.reports.style import PAGE, SHADE, WIDTH, look, settle, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,14 +108,14 @@ def _draw(tests: Tests, bands: dict[tuple[str, str], Band]) -> Figure:
                 axes.set_ylabel("1 − cos")
         entries = [(label, _style(place, hollow)) for place, (_, label, hollow) in enumerate(SERIES)]
         if tests.trivial:
-            entries.append(("linear by construction", {"marker": "s", "color": TRIVIAL, "ms": 9}))
+            entries.append(("linear by construction", {"marker": "s", "color": SHADE, "ms": 9}))
         legend(figure, entries)
         return settle(figure)
 
 
 def _style(place: int, hollow: bool) -> dict[str, Any]:
     entry = look(place)
-    face = {"mfc": "white"} if hollow else {}
+    face = {"mfc": PAGE} if hollow else {}
     return {"color": entry.colour, "marker": entry.marker, "ls": entry.line, "ms": 5.0, "lw": 1.5, **face}
 
 

@@ -15,7 +15,7 @@ from mergescope.reports.geometry_figures import short_layers
 from mergescope.reports.paper_figures.ran import Ran
 from mergescope.reports.protocol_view import AGAIN
 from mergescope.reports.scales import spaced
-from mergescope.reports.style import FAINT, WIDTH, new_figure, shorten
+from mergescope.reports.style import FAINT, SHADE, WIDTH, new_figure, shorten
 from mergescope.studies.rundir import Row
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ COLUMNS = 7
 
 OVERVIEW, SMALL = 2.5, 1.3
 """Heights of the overview and of a row of small panels, in inches."""
-
-TRIVIAL = "#ececec"
 
 WORDS = {"ctl": "pair", "eq1": "average", "eq2": "pair", "eq3": "task"}
 """What the tests of a kind are of."""
@@ -225,7 +223,7 @@ def layers_on(axes: Axes, tests: Tests, inches: float) -> None:
     axes.tick_params(axis="x", length=2)
     for place, layer in enumerate(tests.layers):
         if layer in tests.trivial:
-            axes.axvspan(place - 0.5, place + 0.5, color=TRIVIAL, lw=0, zorder=0)
+            axes.axvspan(place - 0.5, place + 0.5, color=SHADE, lw=0, zorder=0)
 
 
 def name_small(axes: Axes, name: str, columns: int) -> None:

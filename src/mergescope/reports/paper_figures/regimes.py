@@ -12,7 +12,7 @@ from mergescope.reports.panels import legend, whisker
 from mergescope.reports.paper_figures.ran import Ran, by_regime, repetitions, times
 from mergescope.reports.protocol_figures import REFERENCE
 from mergescope.reports.protocol_view import AGAIN, Drawing
-from mergescope.reports.style import INK, WIDTH, look, new_figure, settle, shorten, styled
+from mergescope.reports.style import INK, PAGE, WIDTH, look, new_figure, settle, shorten, styled
 from mergescope.studies.papers.figures import Quoted
 from mergescope.studies.rundir import Row
 
@@ -72,13 +72,13 @@ def regimes_figure(ran: Sequence[Ran], reference: Mapping[str, Quoted]) -> Drawi
                      hatch=entry.hatch, zorder=2)  # fmt: skip
             axes.plot([x, x], [line["low"], line["high"]], color=INK, lw=1.3, zorder=4, solid_capstyle="butt")
             axes.annotate(f"{line['mean']:.1f}", (x, 0), (0, 4), textcoords="offset points", ha="center", zorder=6,
-                          fontsize=8.5, bbox={"fc": "white", "ec": "none", "pad": 1.0})  # fmt: skip
+                          fontsize=8.5, bbox={"fc": PAGE, "ec": "none", "pad": 1.0})  # fmt: skip
             if line["base"] is not None:
                 ends = [x - width * 0.46, x + width * 0.46]
                 axes.plot(ends, [line["base"]] * 2, color=INK, ls=REFERENCE["ls"], lw=1.6, zorder=4)
             if line["paper"] is not None:
                 axes.plot(
-                    [x], [line["paper"]], marker="D", mfc="white", mec=INK, mew=1.4, ms=7, ls="none", zorder=5
+                    [x], [line["paper"]], marker="D", mfc=PAGE, mec=INK, mew=1.4, ms=7, ls="none", zorder=5
                 )
         axes.set_xticks(range(len(GROUPS)), [title for _, _, title in GROUPS.values()])
         axes.tick_params(axis="x", length=0)
@@ -99,7 +99,7 @@ def regimes_figure(ran: Sequence[Ran], reference: Mapping[str, Quoted]) -> Drawi
         seeds = repetitions(ran)
         entries.append(("range of the repetitions" if seeds > 1 else "95 % interval", whisker()))
         if any(line["paper"] is not None for line in lines):
-            entries.append(("in the paper", {"marker": "D", "mfc": "white", "mec": INK, "mew": 1.4, "ms": 7}))
+            entries.append(("in the paper", {"marker": "D", "mfc": PAGE, "mec": INK, "mew": 1.4, "ms": 7}))
         if any(line["base"] is not None for line in lines):
             entries.append(("base", {**REFERENCE, "color": INK}))
         legend(figure, entries)

@@ -21,7 +21,7 @@ from mergescope.reports.paper_figures.ran import Ran, repetitions, times
 from mergescope.reports.protocol_view import Drawing
 from mergescope.reports.scales import spaced
 from mergescope.reports.stitching_page import stored_stitching
-from mergescope.reports.style import MUTED, WIDTH, look, settle, shorten, styled
+from mergescope.reports.style import MUTED, PAGE, WIDTH, look, settle, shorten, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -220,7 +220,7 @@ def _style(place: int, negation: bool, by_itself: bool) -> dict[str, Any]:
     # Of a pair, the two models alone look otherwise than their mean. Negated: one look a task, hollow for weights.
     number = place // 2 if negation else place + (place > 0 and by_itself)
     entry = look(number)
-    hollow = {"mfc": "white"} if negation and place % 2 else {}
+    hollow = {"mfc": PAGE} if negation and place % 2 else {}
     line = (0, (2, 1.2)) if negation and place % 2 else entry.line
     return {"color": entry.colour, "marker": entry.marker, "ls": line, "ms": 5.0, "lw": 1.5, **hollow}
 

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
 from itertools import takewhile
 from math import comb
+from typing import Any
+
+import yaml
 
 from mergescope.studies.papers.families import FAMILIES
 from mergescope.studies.papers.runner import Where, family_of, jobs
 from mergescope.studies.papers.spec import PaperStudy, Step
 
 TASKS: Mapping[str, int] = {
-    "rotated-digits": 4, "split-images": 4, "one-task": 6, "images": 8, "texts": 4, "language-models": 3, "clip8": 8,
-    "clip8:large-patch14": 8, "t5-six": 6, "llama2-13b": 3,
+    "rotated-digits": 4, "split-images": 4, "one-task": 6, "images": 8, "efficientnet": 4, "texts": 4,
+    "language-models": 3, "clip8": 8, "clip8:large-patch14": 8, "t5-six": 6, "llama2-13b": 3,
 }  # fmt: skip
 """Tasks of a family."""
 
-SMALLEST: Mapping[str, int] = {"images": 2, "texts": 2, "language-models": 2}
+SMALLEST: Mapping[str, int] = {"images": 2, "efficientnet": 2, "texts": 2, "language-models": 2}
 """Tasks of a family in the preset ``quick``, where they are fewer."""
+
+MEASURED = "measured_costs.yaml"
+"""What runs took, by study and preset (benchmarks/study_costs.py)."""
 
 GRID, LINEAR = 21, 3
 """Coefficients of a search; what a pass of a linearised network costs, in passes of the network."""
@@ -80,6 +88,20 @@ def cost_of(study: PaperStudy, preset: str, where: Where) -> Cost:
     models = 0 if own else tasks * len({(job.regime, job.seed) for job in todo})
     known = [count for count in counts if count is not None]
     return Cost(models, len(todo), sum(known) if len(known) == len(counts) else None)
+
+
+@lru_cache(maxsize=1)
+def measured_costs() -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+    """What published runs took.
+
+    Returns:
+        Study and preset to seconds of ``passes`` and of ``training``, on one core each, and the version of torch.
+
+    Example:
+        >>> all({"passes", "training"} <= set(cost) for runs in measured_costs().values() for cost in runs.values())
+        True
+    """
+    return yaml.safe_load((files("mergescope.studies.papers") / MEASURED).read_text("utf-8"))
 
 
 def samples_passed(step: Step, tasks: int, limit: int, slower: int = 1) -> int | None:

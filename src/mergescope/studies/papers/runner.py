@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -246,13 +246,16 @@ def run_study(study: PaperStudy, preset: str, where: Where) -> RunDirectory:
         network = next((row.network for result in results for row in result.rows if row.network), "")
         rows = [claim.row(network) for claim in claims]
         write_rows(run.path / RESULTS, rows)
-        seconds = [step["seconds"] for step in steps if step["seconds"] is not None]
+        passes = sum(step["seconds"] or 0.0 for step in steps)
+        training = 0.0 if where.family is not None else _training(families, todo)
         source = str(family_of(study, preset) if where.family is None else where.family)
         provenance = {
             "data": {"source": f"{_public([source])[0]}: {', '.join(tasks_of(families[todo[0].seed]))}"},
             "steps": steps,
-            "cost": f"{len(steps)} commands, {sum(seconds):,.0f} s of passes (models not counted)"
+            "cost": f"{len(steps)} command{'s' * (len(steps) > 1)}, {passes:,.0f} s of passes"
+            + (f"; models trained in {training:,.0f} s, for all studies that share them" if training else "")
             + _shortened(study, preset, where),
+            "seconds": {"passes": round(passes, 1), "training": round(training, 1)},
             "says": said(rows),
             "here": [claim.here for claim in claims],
             "family": None if where.family is None else _public([where.family])[0],
@@ -345,6 +348,21 @@ def _seconds(folder: Path) -> float | None:
         return None  # nothing was passed through a network
     found = RunDirectory(folder).read_run()["provenance"].get("cost", {}).get("seconds")
     return None if found is None else float(found)
+
+
+def _training(families: Mapping[int, str], todo: Sequence[Job]) -> float:
+    # Of the models that the jobs pass through, and of the base, if it was trained here as well.
+    total = 0.0
+    for seed, family in families.items():
+        if not is_family(Path(family)):
+            continue
+        described = read_family(Path(family))
+        wanted = {job.regime for job in todo if job.seed == seed}
+        total += sum(member.seconds for member in described.members if member.regime in wanted)
+        pretraining = Path(described.base.reference).parent.parent
+        if is_family(pretraining):
+            total += sum(member.seconds for member in read_family(pretraining).members)
+    return total
 
 
 def _public(words: Sequence[str]) -> list[str]:

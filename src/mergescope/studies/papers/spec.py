@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from mergescope.errors import StudyError
+from mergescope.errors import StudyError, did_you_mean
 from mergescope.studies.papers.figures import DRAWN_FROM, PaperFigure
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -171,7 +171,16 @@ def read_study(said: Any, where: str) -> PaperStudy:
     except ValidationError as error:
         name = said.get("name", "without a name") if isinstance(said, dict) else "without a name"
         problems = "\n".join(
-            f"  - {'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"
+            f"  - {'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}{_hint(dict(problem))}"
             for problem in error.errors()
         )
         raise StudyError(f"{where}, study {name}:\n{problems}") from error
+
+
+def _hint(problem: dict[str, Any]) -> str:
+    if problem["type"] != "extra_forbidden":
+        return ""
+    *path, key = map(str, problem["loc"])
+    kinds: dict[str, type[BaseModel]] = {"steps": Step, "checks": Check}
+    near = did_you_mean(key, kinds.get(path[0] if path else "", PaperStudy).model_fields)
+    return f".{near}" if near else ""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mergescope._version import __version__
 from mergescope.data import Split, batches
 from mergescope.errors import StudyError
 from mergescope.models import net_config
+from mergescope.models.loading import usable_device
 from mergescope.models.resnet import ResNet
 from mergescope.protocols import ctl, linearity
 from mergescope.protocols.scores import as_fields
@@ -66,6 +66,7 @@ class RootCausesConfig:
 
     Attributes:
         images: parts of a data set; the first is for pretraining.
+        similar: of another data set, for the sweeps of replaced samples (Fig. 12); None for the same.
         tuned: numbers of the parts for fine-tuning; all pairs of them are measured.
         width: of the ResNet.
         stages: of the ResNet.
@@ -93,16 +94,22 @@ class RootCausesConfig:
     tuned_shares: tuple[float, ...] = (0.0, 0.5, 1.0)
     seeds: int = 4
     batch: int = 200
+    similar: Images | None = None
 
-    @cached_property
-    def network(self) -> dict[str, Any]:
-        """Configuration of the network for these images."""
-        first = self.images.tasks()[0]
-        classes = 1 + max(label for task in self.images.tasks() for label in task.classes)
+    def network(self, images: Images) -> str:
+        """The network for a data set.
+
+        Args:
+            images: of the data set.
+
+        Returns:
+            Its configuration as JSON.
+        """
+        first = images.tasks()[0]
+        classes = 1 + max(label for task in images.tasks() for label in task.classes)
         _, channels, side, _ = first.train.inputs.shape
-        return net_config(
-            ResNet(image=side, channels=channels, width=self.width, stages=self.stages, classes=classes)
-        )
+        net = ResNet(image=side, channels=channels, width=self.width, stages=self.stages, classes=classes)
+        return json.dumps(net_config(net))
 
     @property
     def shown_layers(self) -> tuple[str, str]:
@@ -120,7 +127,7 @@ PRESETS = {
         images=Images("cifar100", parts=20), tuned=(1, 2, 3, 4), width=20, epochs=(10, 10),
         pretraining_epochs=tuple(range(0, 21, 2)), fine_tuning_epochs=tuple(range(1, 21)),
         shares=(0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0), tuned_shares=(0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0),
-        seeds=3, batch=500,
+        seeds=3, batch=500, similar=Images("tiny-imagenet", parts=20),
     ),
 }  # fmt: skip
 """By name: seconds for a look, minutes, and CTL's setting."""
@@ -160,37 +167,41 @@ class Plan:
 
     Args:
         config: what to do.
-        run: where.
+        run: directory.
+        device: of trainings and passes.
     """
 
     config: RootCausesConfig
     run: Path
+    device: str = "cpu"
     trainings: list[Training] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
+    _networks: dict[Images, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         c = self.config
-        if max((0, *c.tuned)) >= c.images.parts or 0 in c.tuned or len(c.tuned) < 2:
+        similar = c.similar or c.images
+        parts = min(c.images.parts, similar.parts)
+        if max((0, *c.tuned)) >= parts or 0 in c.tuned or len(c.tuned) < 2:
             raise StudyError(
-                f"Fine-tuning is on two or more of the parts 1 to {c.images.parts - 1} (0 is for pretraining), got "
+                f"Fine-tuning is on two or more of the parts 1 to {parts - 1} (0 is for pretraining), got "
                 f"{list(c.tuned)}."
             )
         for seed in range(c.seeds):
             for epochs in c.pretraining_epochs:
-                self._add(PRETRAINING, epochs, seed, before=epochs)
+                self._add(c.images, PRETRAINING, epochs, seed, before=epochs)
             for epochs in c.fine_tuning_epochs:
-                self._add(FINE_TUNING, epochs, seed, after=epochs)
+                self._add(c.images, FINE_TUNING, epochs, seed, after=epochs)
             for share in c.shares:
-                self._add(TO_PRETRAINING, share, seed, share=share)
+                self._add(similar, TO_PRETRAINING, share, seed, share=share)
             for share in c.tuned_shares:
-                self._add(TO_EACH_OTHER, share, seed, shared=share)
+                self._add(similar, TO_EACH_OTHER, share, seed, shared=share)
 
-    def _base(self, seed: int, epochs: int) -> Trained:
-        c = self.config
-        data = Mixture(c.images, 0)
+    def _base(self, images: Images, seed: int, epochs: int) -> Trained:
         training = Training(
-            f"base-seed{seed}", self.run, json.dumps(c.network), data, c.recipe, seed, keep=(epochs,)
-        )
+            f"{self._prefix(images)}base-seed{seed}", self.run, self._network(images), Mixture(images, 0),
+            self.config.recipe, seed, keep=(epochs,), device=self.device,
+        )  # fmt: skip
         self.trainings.append(training)
         return training.after(epochs)
 
@@ -200,14 +211,23 @@ class Plan:
         mixed = "" if data.other is None or not data.share else f"-with-{data.share:g}-of-{data.other}"
         # Each part has its own order of samples, or models of equal data would be equal.
         training = Training(
-            f"part{data.part}{mixed}-seed{seed}-from{base.epochs}", self.run, json.dumps(c.network), data, recipe,
-            100 * (data.part + 1) + seed, base, (epochs,),
+            f"{self._prefix(data.images)}part{data.part}{mixed}-seed{seed}-from{base.epochs}", self.run,
+            self._network(data.images), data, recipe, 100 * (data.part + 1) + seed, base, (epochs,), self.device,
         )  # fmt: skip
         self.trainings.append(training)
         return training.after(epochs)
 
+    def _network(self, images: Images) -> str:
+        if images not in self._networks:
+            self._networks[images] = self.config.network(images)
+        return self._networks[images]
+
+    def _prefix(self, images: Images) -> str:
+        return "" if images == self.config.images else "similar-"
+
     def _add(
         self,
+        images: Images,
         sweep: str,
         value: float,
         seed: int,
@@ -218,11 +238,11 @@ class Plan:
         shared: float = 0.0,
     ) -> None:
         c = self.config
-        base = self._base(seed, c.epochs[0] if before is None else before)
+        base = self._base(images, seed, c.epochs[0] if before is None else before)
         epochs = c.epochs[1] if after is None else after
 
         def tuned(part: int, other: int, replaced: float) -> Trained:
-            mixture = Mixture(c.images, part, other, replaced) if replaced else Mixture(c.images, part)
+            mixture = Mixture(images, part, other, replaced) if replaced else Mixture(images, part)
             return self._tuned(base, mixture, seed, epochs)
 
         pairs = tuple(
@@ -236,7 +256,7 @@ class Plan:
         name = f"{sweep.replace(' ', '-')}-{value:g}-seed{seed}"
         rows = measures_path(self.run, name, key)
         rows = rows.with_name(f"{rows.name}.rows.parquet")  # names have dots: 0.5
-        self.places.append(Place(sweep, value, seed, pairs, base, json.dumps(c.network), c.batch, rows))
+        self.places.append(Place(sweep, value, seed, pairs, base, self._network(images), c.batch, rows))
 
 
 def measure_place(place: Place) -> None:
@@ -311,13 +331,16 @@ def _passes(rows: Sequence[Row]) -> int:
     return sum(each.values())
 
 
-def plan_lines(preset: str, path: str | Path, *, data: str = "embedded") -> list[str]:
+def plan_lines(
+    preset: str, path: str | Path, *, data: str = "embedded", root: Path | None = None
+) -> list[str]:
     """What a run would do, in words; nothing is trained or written.
 
     Args:
         preset: one of [`PRESETS`][].
         path: the run directory.
         data: as for [`chosen`][mergescope.studies.sweeps.trainings.chosen].
+        root: likewise.
 
     Returns:
         A line for data, trainings and measuring.
@@ -325,11 +348,11 @@ def plan_lines(preset: str, path: str | Path, *, data: str = "embedded") -> list
     Raises:
         StudyError: there is no such preset.
     """  # noqa: DOC502 (raised by what this calls)
-    config = chosen(STUDY, PRESETS, preset, data)
+    config = chosen(STUDY, PRESETS, preset, data, root)
     plan = Plan(config, Path(path))
     due = [place for place in plan.places if not place.rows.is_file()]
     return [
-        *described(plan.trainings, config.images),
+        *described(plan.trainings, config.images, *([] if config.similar is None else [config.similar])),
         f"measure CTL at alpha 0.5 of {len(plan.places[0].pairs)} pair(s) at {len(plan.places)} places, of which "
         f"{len(due)} are to be measured: {len(config.pretraining_epochs)} lengths of pretraining, "
         f"{len(config.fine_tuning_epochs)} of fine-tuning, {len(config.shares)} and {len(config.tuned_shares)} shares "
@@ -338,7 +361,13 @@ def plan_lines(preset: str, path: str | Path, *, data: str = "embedded") -> list
 
 
 def run_preset(
-    preset: str, path: str | Path, *, data: str = "embedded", workers: int | None = None
+    preset: str,
+    path: str | Path,
+    *,
+    data: str = "embedded",
+    root: Path | None = None,
+    workers: int | None = None,
+    device: str = "cpu",
 ) -> RunDirectory:
     """Run the study, or what is left of it.
 
@@ -346,20 +375,24 @@ def run_preset(
         preset: one of [`PRESETS`][].
         path: the run directory.
         data: as for [`chosen`][mergescope.studies.sweeps.trainings.chosen].
-        workers: processes; by default one a core.
+        root: likewise.
+        workers: processes; by default one a core, or a single one on another device.
+        device: of trainings and passes, such as ``"cuda"``.
 
     Returns:
         The run directory with ``run.yaml`` and ``results.parquet``.
 
     Raises:
         StudyError: there is no such preset, or the directory holds something else.
+        MergescopeError: there is no such device.
     """  # noqa: DOC502 (raised by what this calls)
     from mergescope.studies.sweeps.trends import trends
 
-    config, run = chosen(STUDY, PRESETS, preset, data), open_run(path, STUDY)
+    usable_device(device)
+    config, run = chosen(STUDY, PRESETS, preset, data, root), open_run(path, STUDY)
     with run.locked():
-        plan = Plan(config, run.path)
-        with engine_or_processes(workers) as engine:
+        plan = Plan(config, run.path, device)
+        with engine_or_processes(workers or (None if device == "cpu" else 1)) as engine:
             train_all(plan.trainings, engine)
             engine.map(measure_place, [it for it in plan.places if not it.rows.is_file()], "measuring")
         rows = [row for place in plan.places for row in read_rows(place.rows)]

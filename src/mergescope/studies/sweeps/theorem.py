@@ -19,6 +19,7 @@ import numpy as np
 from mergescope._version import __version__
 from mergescope.data import batches
 from mergescope.models import net_config
+from mergescope.models.loading import usable_device
 from mergescope.models.resnet import ResNet
 from mergescope.protocols.measure import HeldOut
 from mergescope.protocols.theorem import TheoremSettings, check_theorem
@@ -141,11 +142,13 @@ class Plan:
 
     Args:
         config: what to do.
-        run: where.
+        run: directory.
+        device: of trainings and passes.
     """
 
     config: TheoremConfig
     run: Path
+    device: str = "cpu"
     trainings: list[Training] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
 
@@ -153,11 +156,20 @@ class Plan:
         c = self.config
         network, data = json.dumps(c.network), Mixture(c.images, 0)
         for seed, epochs in enumerate(c.checkpoints):
-            base = Training(f"base{seed}", self.run, network, data, c.pretraining, seed, keep=(epochs,))
+            base = Training(
+                f"base{seed}",
+                self.run,
+                network,
+                data,
+                c.pretraining,
+                seed,
+                keep=(epochs,),
+                device=self.device,
+            )
             tuned = [
                 Training(
                     f"base{seed}-tuned{number}", self.run, network, data, recipe, 100 * (number + 1) + seed,
-                    base.after(epochs), (recipe.epochs,),
+                    base.after(epochs), (recipe.epochs,), self.device,
                 )
                 for number, recipe in enumerate(c.tunings)
             ]  # fmt: skip
@@ -276,13 +288,16 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float("nan") if np.ptp(x) == 0 or np.ptp(y) == 0 else float(np.corrcoef(x, y)[0, 1])
 
 
-def plan_lines(preset: str, path: str | Path, *, data: str = "embedded") -> list[str]:
+def plan_lines(
+    preset: str, path: str | Path, *, data: str = "embedded", root: Path | None = None
+) -> list[str]:
     """What a run would do, in words; nothing is trained or written.
 
     Args:
         preset: one of [`PRESETS`][].
         path: the run directory.
         data: as for [`chosen`][mergescope.studies.sweeps.trainings.chosen].
+        root: likewise.
 
     Returns:
         A line for data, trainings and checks.
@@ -290,7 +305,7 @@ def plan_lines(preset: str, path: str | Path, *, data: str = "embedded") -> list
     Raises:
         StudyError: there is no such preset.
     """  # noqa: DOC502 (raised by what this calls)
-    config = chosen(STUDY, PRESETS, preset, data)
+    config = chosen(STUDY, PRESETS, preset, data, root)
     plan = Plan(config, Path(path))
     pairs = len(list(combinations(config.tunings, 2)))
     (task,) = config.images.tasks()
@@ -303,7 +318,13 @@ def plan_lines(preset: str, path: str | Path, *, data: str = "embedded") -> list
 
 
 def run_preset(
-    preset: str, path: str | Path, *, data: str = "embedded", workers: int | None = None
+    preset: str,
+    path: str | Path,
+    *,
+    data: str = "embedded",
+    root: Path | None = None,
+    workers: int | None = None,
+    device: str = "cpu",
 ) -> RunDirectory:
     """Run the study, or what is left of it.
 
@@ -311,18 +332,22 @@ def run_preset(
         preset: one of [`PRESETS`][].
         path: the run directory.
         data: as for [`chosen`][mergescope.studies.sweeps.trainings.chosen].
-        workers: processes; by default one a core.
+        root: likewise.
+        workers: processes; by default one a core, or a single one on another device.
+        device: of trainings and passes, such as ``"cuda"``.
 
     Returns:
         The run directory with ``run.yaml`` and ``results.parquet``.
 
     Raises:
         StudyError: there is no such preset, or the directory holds something else.
+        MergescopeError: there is no such device.
     """  # noqa: DOC502 (raised by what this calls)
-    config, run = chosen(STUDY, PRESETS, preset, data), open_run(path, STUDY)
+    usable_device(device)
+    config, run = chosen(STUDY, PRESETS, preset, data, root), open_run(path, STUDY)
     with run.locked():
-        plan = Plan(config, run.path)
-        with engine_or_processes(workers) as engine:
+        plan = Plan(config, run.path, device)
+        with engine_or_processes(workers or (None if device == "cpu" else 1)) as engine:
             train_all(plan.trainings, engine)
             engine.map(
                 check_group, [group for group in plan.groups if not group.found.is_file()], "curvature"

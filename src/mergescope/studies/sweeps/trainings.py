@@ -14,11 +14,14 @@ from torch import nn
 
 from mergescope._version import __version__
 from mergescope.data import Split, Task
-from mergescope.data.image_tasks import consecutive_parts, image_task, replaced
+from mergescope.data.digits import EMBEDDED
+from mergescope.data.image_tasks import balanced, consecutive_parts, image_task, replaced
+from mergescope.data.task_splits import SPLITS
 from mergescope.errors import StudyError, did_you_mean
 from mergescope.merging import save
 from mergescope.models import net_config
 from mergescope.models.nets import net_from_config
+from mergescope.studies.papers.data_sets import Sources
 from mergescope.studies.rundir import checkpoint_path, digest_of
 from mergescope.tracing.engines import Engine
 from mergescope.training import Recipe, full
@@ -59,7 +62,12 @@ class Images:
 @lru_cache(maxsize=2)
 def _tasks(images: Images) -> tuple[Task, ...]:
     whole = image_task(images.data, train=images.train, test=images.test)
-    return (whole,) if images.parts == 1 else tuple(consecutive_parts(whole, images.parts))
+    if images.parts == 1:
+        return (whole,)
+    # Samples of one part stand for those of another: parts are of one size, whatever was held out of each class.
+    train, validation, test = (balanced(getattr(whole, name)) for name in SPLITS)
+    equal = replace(whole, train=train, validation=validation, test=test)
+    return tuple(consecutive_parts(equal, images.parts))
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,7 @@ class Training:
         seed: of the order of samples and, for a start from nothing, of the initial weights.
         start: the checkpoint to go on from; None for random weights.
         keep: after how many epochs weights are kept; 0 for those it starts from.
+        device: where the network is trained and measured.
     """
 
     name: str
@@ -150,6 +159,7 @@ class Training:
     seed: int
     start: Trained | None = None
     keep: tuple[int, ...] = field(default=(), compare=False)
+    device: str = field(default="cpu", compare=False)
 
     def __str__(self) -> str:
         return f"training {self.name}"
@@ -182,14 +192,14 @@ class Training:
         """The network at its start.
 
         Returns:
-            A new one.
+            A new one, on its device.
         """
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             model = net_from_config(json.loads(self.network))
         if self.start is not None:
             model.load_state_dict(Checkpoint(self.start.path).state_dict())
-        return model
+        return model.to(self.device)
 
     def carry_out(self) -> None:
         """Train, and write what is to be kept."""
@@ -200,7 +210,8 @@ class Training:
         def keep(step: int) -> None:
             if step in ends and not (target := self.after(ends[step])).path.is_dir():
                 weights = Checkpoint(
-                    {key: value.clone() for key, value in model.state_dict().items()}, name=target.path.name
+                    {key: value.to("cpu", copy=True) for key, value in model.state_dict().items()},
+                    name=target.path.name,
                 )
                 save(weights, target.path, config=net_config(model))
 
@@ -250,23 +261,26 @@ def _carry_out(training: Training) -> None:
     training.carry_out()
 
 
-def described(trainings: Sequence[Training], images: Images) -> list[str]:
+def described(trainings: Sequence[Training], *images: Images) -> list[str]:
     """What data there are and what is to be trained, in words.
 
     Args:
         trainings: of a sweep.
-        images: their data.
+        images: their data sets.
 
     Returns:
-        Two lines.
+        A line a data set, and one of the trainings.
     """
     wanted = merge_keeps(trainings)
     due = [it for it in wanted if not it.done]
     passed = sum(max(it.keep) * len(it.data.split("train")) for it in due)
-    tasks = images.tasks()
+    found = [(each.data, each.tasks()) for each in images]
     return [
-        f"{len(tasks)} part(s) of {images.data}: {', '.join(task.name for task in tasks)}; {len(tasks[0].train)} "
-        f"images to train on and {len(tasks[0].test)} to measure on in each",
+        *(
+            f"{len(tasks)} part(s) of {data}: {', '.join(task.name for task in tasks)}; {len(tasks[0].train)} images "
+            f"to train on and {len(tasks[0].test)} to measure on in each"
+            for data, tasks in found
+        ),
         f"{sum(len(it.keep) for it in wanted)} checkpoints of {len(wanted)} trainings, of which {len(due)} are to be "
         f"trained: {passed:,} images",
     ]
@@ -286,14 +300,17 @@ def cost_of(trainings: Sequence[Training]) -> str:
     return f"{len(wanted)} trainings, {passed:,} images passed forward and backward"
 
 
-def chosen(study: str, presets: Mapping[str, Config], preset: str, data: str) -> Config:
+def chosen(
+    study: str, presets: Mapping[str, Config], preset: str, data: str, root: Path | None = None
+) -> Config:
     """A preset of a sweep on some data.
 
     Args:
         study: its name.
-        presets: by name; each has ``images``.
+        presets: by name; each has ``images``, and perhaps ``similar``.
         preset: one of them.
-        data: ``"embedded"``, a directory or a hub id; a preset of other data has its own where it says ``embedded``.
+        data: a directory or a hub id for all sweeps; ``"embedded"`` for the preset's own data.
+        root: directory of data sets, whose copies stand for the preset's own; ``cifar10`` for the embedded ones.
 
     Returns:
         The configuration.
@@ -306,4 +323,15 @@ def chosen(study: str, presets: Mapping[str, Config], preset: str, data: str) ->
             f"{study} has no preset {preset!r}.{did_you_mean(preset, presets)} Presets: {', '.join(presets)}."
         )
     config: Any = presets[preset]
-    return config if data == "embedded" else replace(config, images=replace(config.images, data=data))
+    if data != EMBEDDED:
+        own = {"images": replace(config.images, data=data)}
+        return replace(config, **own, **({"similar": None} if hasattr(config, "similar") else {}))
+    sources = Sources(root)
+    found: dict[str, Images] = {}
+    for name in ("images", "similar"):
+        images = getattr(config, name, None)
+        if images is not None:
+            here = sources.folder("cifar10") if images.data == EMBEDDED else None
+            known = images.data if images.data == EMBEDDED else sources.task(images.data)
+            found[name] = replace(images, data=known if here is None else str(here))
+    return replace(config, **found)

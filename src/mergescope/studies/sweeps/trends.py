@@ -1,4 +1,4 @@
-"""Trends of the root-cause sweeps, tested against what CTL found (Figs 11, 12; equations.md 7)."""
+"""Trends of the root-cause sweeps, tested against what CTL found (Figs 11, 12)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REFERENCE: Mapping[tuple[str, str, int], Mapping[float, float]] = {
     (TO_PRETRAINING, DEVIATION, 1): {0: 0.53, 0.5: 0.21, 0.9: 0.12, 1: 0.02},
     (TO_PRETRAINING, "coef", 1): {0: 0.165, 0.5: 0.70, 0.9: 0.79, 1: 1.02},
 }
-"""CTL's figures, digitised to +-0.01 (equations.md 7): sweep, measure, first or second shown layer. Fig. 11 is of
+"""CTL's figures, digitised to +-0.01: sweep, measure, first or second shown layer. Fig. 11 is of
 Split CIFAR-100, Fig. 12 of Split ImageNet."""
 
 

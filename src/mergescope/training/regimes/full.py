@@ -13,7 +13,7 @@ from mergescope.training.regimes.protocol import Limits, full_state, let_change
 
 @dataclass(frozen=True)
 class Full:
-    """Every weight of the representation, the task head frozen (equations.md 4).
+    """Every weight of the representation, the task head frozen (ATTN, section 3).
 
     Args:
         limits: what is decided outside.

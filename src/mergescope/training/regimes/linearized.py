@@ -17,7 +17,7 @@ from mergescope.weights import Checkpoint
 
 @dataclass
 class LinearizedRegime:
-    """Train theta in ``f(x; th_0) + J(x; th_0) (theta - th_0)`` (TANGENT; equations.md 4).
+    """Train theta in ``f(x; th_0) + J(x; th_0) (theta - th_0)`` (TANGENT; ATTN, section 3).
 
     th_0 is what the network holds when it is prepared, throughout. The checkpoint is an ordinary one
     of theta, whose header says ``linearized: true`` and around which base.

@@ -35,7 +35,7 @@ def regime(
     base_digest: str | None = None,
     **options: Any,
 ) -> Regime:
-    """The fine-tuning regime of a name (equations.md 4).
+    """The fine-tuning regime of a name (ATTN, section 3).
 
     Args:
         name: one of [`REGIMES`][mergescope.training.regimes.registry.REGIMES].
