@@ -402,7 +402,7 @@ def test_data_that_are_named_like_some_models_only(classifiers, reviews):
 
 
 def test_data_that_are_not_there(tmp_path, classifiers, reviews):
-    with pytest.raises(DataError, match=r"no file or directory .*Did you mean: reviews.csv"):
+    with pytest.raises(DataError, match=r"no file or directory .*Did you mean: .*reviews.csv"):
         run(classifiers["base"], [classifiers["a"]], [reviews.parent / "review.csv"])
 
 

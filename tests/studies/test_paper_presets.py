@@ -152,7 +152,7 @@ def test_without_copies_and_network_what_is_missing_is_told(work, tmp_path):
     with pytest.raises(MergescopeError, match="device='abacus' can't be used here"):
         run(*words, "--device", "abacus")
     for option, value in (("--train-steps", 1), ("--device", "cuda")):
-        with pytest.raises(StudyError, match="are for studies of figures and tables, not for digits"):
+        with pytest.raises(StudyError, match=f"digits takes no {option}"):
             run("digits", option, value)
 
 
