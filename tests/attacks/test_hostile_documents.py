@@ -16,7 +16,8 @@ from tunable_bases import vit
 
 import mergescope as ms
 from mergescope.data import encode, load_processor
-from mergescope.data.sources import load_table
+from mergescope.data.registry import task_spec
+from mergescope.data.sources import load_table, parse_data_option
 from mergescope.errors import CheckpointError, DataError, RecipeError, StudyError
 from mergescope.merging.check import check
 from mergescope.merging.plan import make_plan
@@ -99,8 +100,9 @@ def test_a_task_or_regime_can_not_name_a_place_outside_the_family(name):
 def test_a_name_that_no_file_can_have_is_told(tmp_path, name):
     with pytest.raises(CheckpointError, match="can't be the name of a file or a directory"):
         open_model(name)
-    with pytest.raises(DataError, match="can't be the name of a file or a directory"):
-        load_table(name)
+    for read in (load_table, parse_data_option, task_spec):
+        with pytest.raises(DataError, match="can't be the name of a file or a directory"):
+            read(name)
     with pytest.raises(CheckpointError, match="can't be the name of a file or a directory"):
         make_plan(read_recipe({"merge_method": "passthrough", "models": [{"model": name}]}))
     with pytest.raises(RecipeError, match="no recipe file"):

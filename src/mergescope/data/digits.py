@@ -15,6 +15,7 @@ import torch
 
 from mergescope.data.tasks import Split, Task, stratified_split
 from mergescope.data.transforms import rotate
+from mergescope.documents import usable_path
 from mergescope.errors import DataError, near_paths
 
 EMBEDDED = "embedded"
@@ -135,7 +136,7 @@ def _embedded() -> tuple[np.ndarray, np.ndarray]:
 def _mnist(
     source: str | os.PathLike[str],
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    folder = Path(source).expanduser()
+    folder = usable_path(source, DataError)
     if folder.is_dir():
         if any(path.name.removesuffix(".gz") in sum(_IDX.values(), ()) for path in folder.iterdir()):
             train, test = (_read_idx(folder, part) for part in ("train", "test"))

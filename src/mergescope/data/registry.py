@@ -26,6 +26,7 @@ from mergescope.data.prompts import ALIASES, GENERIC, TEMPLATES, WORDINGS, Wordi
 from mergescope.data.sources import load_table
 from mergescope.data.splits import SYNONYMS, choose_split, image_files, split_files
 from mergescope.data.templates import choose_texts
+from mergescope.documents import usable_path
 from mergescope.errors import DataError, did_you_mean, near_paths
 
 if TYPE_CHECKING:
@@ -183,8 +184,8 @@ def task_spec(
     """
     said = _Said(label_column, text, answer_column)
     given = os.fspath(name_or_path).strip()
-    if Path(given).expanduser().exists():
-        return _described(Path(given).expanduser().resolve().name, given, said)
+    if (path := usable_path(given, DataError)).exists():
+        return _described(path.resolve().name, given, said)
     name, equals, source = (part.strip() for part in given.partition("="))
     if equals and "/" not in name:
         if not name or not source:
@@ -259,7 +260,7 @@ def copy_of(spec: TaskSpec, source: str) -> TaskSpec:
     Raises:
         DataError: there is no such directory.
     """
-    path = Path(source).expanduser()
+    path = usable_path(source, DataError)
     if not path.exists():
         raise DataError(
             f"There is no directory {source!r} with the data of the task {spec.name}.{near_paths(path)} Give "

@@ -44,7 +44,7 @@ def parse_data_option(text: str) -> tuple[str, str]:
         Name and spec.
 
     Raises:
-        DataError: one of them is empty.
+        DataError: one of them is empty, or no name that the system takes.
 
     Example:
         >>> parse_data_option("reviews=org/imdb@v1"), parse_data_option("runs/lr=3/spam/test.parquet")
@@ -52,7 +52,7 @@ def parse_data_option(text: str) -> tuple[str, str]:
     """
     text = text.strip()
     name, equals, spec = (part.strip() for part in text.partition("="))
-    if not equals or re.search(r"[/\\]", name) or Path(text).expanduser().exists():
+    if not equals or re.search(r"[/\\]", name) or usable_path(text, DataError).exists():
         name, spec = _name_of(text), text
     if not name or not spec:
         raise DataError(
@@ -63,7 +63,7 @@ def parse_data_option(text: str) -> tuple[str, str]:
 
 
 def _name_of(spec: str) -> str:
-    path = Path(spec).expanduser()
+    path = usable_path(spec, DataError)
     parts = [part for part in (path.resolve() if path.exists() else path).parts if part.strip("/.~\\")]
     if parts and Path(parts[-1]).suffix.lower() in FORMATS:
         parts.append(file_split(Path(parts.pop())))

@@ -17,7 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from mergescope.errors import MergescopeError, did_you_mean
+from mergescope.documents import usable_path
+from mergescope.errors import MergescopeError, StudyError, did_you_mean
 from mergescope.studies.training_data import FineTune
 from mergescope.training.recipe import PRESETS, Recipe, preset
 from mergescope.training.regimes import regime
@@ -240,8 +241,11 @@ def located(reference: str) -> str:
 
     Returns:
         The absolute path if it exists, else the reference as it is.
-    """
-    path = Path(reference).expanduser()
+
+    Raises:
+        StudyError: no file can have that name.
+    """  # noqa: DOC502 (raised by what this calls)
+    path = usable_path(reference, StudyError)
     return str(path.resolve()) if path.exists() else reference
 
 
