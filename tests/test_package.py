@@ -1,7 +1,10 @@
 """What the package says of itself agrees, wherever it is said."""
 
+import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +46,29 @@ def test_every_page_of_the_sdist_is_there():
     (listed,) = re.findall(r"targets\.sdist\]\ninclude = \[(.*?)\]", project, re.S)
     named = re.findall(r'"/([^"*]*)"', listed)
     assert len(named) > 5 and [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.package
+def test_the_wheel_works_in_an_environment_of_its_own(tmp_path):
+    pytest.importorskip("build", reason="needs the package extra")
+    plain = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))
+    }
+
+    def run(*words):
+        done = subprocess.run(words, cwd=tmp_path, env=plain, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{' '.join(map(str, words))}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    try:
+        run(sys.executable, "-m", "build", "--outdir", tmp_path / "dist", ROOT)  # the wheel out of the sdist
+        (wheel,) = (tmp_path / "dist").glob("*.whl")
+        own = tmp_path / "own" / "bin"
+        run(sys.executable, "-m", "venv", own.parent)
+        run(own / "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel)
+        assert wheel.name.startswith("mergescope-0.") and __version__ in run(own / "mergescope", "--version")
+        assert "ctl-fig2-mlp" in run(own / "mergescope", "study", "list")
+        run(own / "python", ROOT / "docs" / "examples" / "tiny_models.py", "tiny")
+        assert "model.layers.1" in run(own / "mergescope", "layers", "tiny/llm/base")
+    finally:
+        shutil.rmtree(tmp_path)  # a gigabyte

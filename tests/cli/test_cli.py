@@ -40,6 +40,7 @@ def test_a_user_error_prints_its_message_and_exits_2_without_a_traceback(tmp_pat
         assert said in failed.stderr.replace("\n", " ")
         assert "Traceback" not in failed.stderr
     assert "Traceback" in run("--debug", "study", "show", "digit").stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_wrong_report_directory_is_not_created(tmp_path):

@@ -215,6 +215,7 @@ def run_digits(
     Returns:
         The run directory with ``run.yaml``, ``results.parquet`` and ``samples.parquet``.
     """
+    tasks_of(config.data, config.tasks)  # data that can't be read leave no directory behind
     run = RunDirectory(path)
     with run.locked():
         _complete(config, run, preset_name, workers)
