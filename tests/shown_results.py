@@ -5,6 +5,7 @@ from itertools import combinations
 from pathlib import Path
 
 import torch
+from mergeable_cases import planted
 from support import family, labelled_batches, make_net
 from tuned_tasks import TASKS, held_out, tuned
 
@@ -35,6 +36,7 @@ from mergescope.protocols.equations import EquationSettings, check_equations
 from mergescope.protocols.family_curvature import FamilyCurvatureSettings, family_curvature
 from mergescope.protocols.family_theorems import TheoremsSettings, check_family
 from mergescope.protocols.measure import Settings, measure
+from mergescope.protocols.mergeability import analyse
 from mergescope.protocols.prediction import PredictionSettings, predict
 from mergescope.protocols.premises import many_from_pairs
 from mergescope.protocols.scores import scores_of
@@ -159,6 +161,7 @@ MAKERS = {
     "disentanglement": lambda: disentanglement(*few(), DisentanglementSettings(points=3, reach=1, **QUIET)),
     "prediction": lambda: predict(*few(), PredictionSettings(measured=True, checked=(0.5,), **QUIET)),
     "equations": lambda: check_equations(*few(), EquationSettings(**QUIET)),
+    "mergeability": lambda: analyse(planted(units=3)),
     "premises": lambda: many_from_pairs(few()[1], few()[2]["one"], **QUIET),
     "theorem": theorem,
     "theorems": lambda: check_family(*smooth(), TheoremsSettings(coefficients=(0.4,), **QUIET)),

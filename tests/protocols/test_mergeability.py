@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from mergeable_cases import LETTERS, planted
 from tuned_tasks import TASKS, held_out, tuned
 
 import mergescope as ms
@@ -36,28 +37,11 @@ from mergescope.protocols.mergeability.told import findings, headline, table_lin
 from mergescope.weights import Point
 from mergescope.weights.geometry import geometry
 
-LETTERS = "abcdefgh"
-
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
     """Intervals need not be smooth here."""
     monkeypatch.setattr(scores_module, "RESAMPLES", 60)
-
-
-def planted(useful="conflict", units=8, networks=("Net", "Other", "Third"), noise=0.01, seed=0):
-    """Pairs and triples whose average follows one figure and the number of models; another figure is random."""
-    rng, out = np.random.default_rng(seed), []
-    for unit in range(units):
-        for group in groups_of(LETTERS, (3,), 6, 14, seed=unit):
-            figures = {
-                name: float(rng.uniform(0.1, 0.4)) for name in ("cosine", "conflict", "length", "base")
-            }
-            value = 1.2 - 0.9 * figures.get(useful, 0.0) - 0.2 * math.log2(len(group)) + rng.normal(0, noise)
-            found = {"average": value, "task_arithmetic": value, "ties": value, "recovered": value}
-            network = networks[unit % len(networks)]
-            out.append(Case(f"f{unit}", "full", network, group, False, figures, found, {}))
-    return out
 
 
 def test_a_planted_relation_is_found_and_a_useless_figure_is_not():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,6 @@ from mergescope.protocols.mergeability import (
     content,
     write_rules,
 )
-from mergescope.protocols.mergeability.scores import Number
 from mergescope.protocols.mergeability.told import findings, headline, table_lines
 from mergescope.studies.given import DataOptions
 from mergescope.studies.mergeable import STUDY, Unit
@@ -95,31 +93,7 @@ def rows(cases: Sequence[Case], found: Analysis) -> list[Row]:
         )
         for name, value in said.items()
     ]
-
-    def number(kind: str, points: str, data: str, measure: str, it: Number, count: int) -> Row:
-        return Row("", "", kind, points, data, measure, it.value, low=it.low, high=it.high, n=count)
-
-    for one in found.related:
-        count = len(found.tables[one.outcome].y)
-        said = {
-            "spearman": one.spearman, "pearson": one.pearson, "spearman of pairs": one.pairs,
-            "spearman within": one.within, "error": one.left_tasks.mae, "r2": one.left_tasks.r2,
-            "rank": Number(one.left_tasks.rank, math.nan, math.nan),
-        }  # fmt: skip
-        if one.left_networks is not None:
-            said["error, networks left out"] = one.left_networks.mae
-        table += [number("related", one.predictor, one.outcome, name, it, count) for name, it in said.items()]
-    for it in found.verdicts:
-        name, count = it.rule.predictor or "models", it.left_tasks.cases
-        scores = {"error": it.left_tasks.mae, "r2": it.left_tasks.r2}
-        scores["rank"] = Number(it.left_tasks.rank, math.nan, math.nan)
-        scores |= {f"error of {control}": score.mae for control, score in it.controls.items()}
-        scores |= {f"less than {control}": gain for control, gain in it.gained.items()}
-        table += [
-            number(f"rule from {it.level}", name, it.outcome, measure, value, count)
-            for measure, value in scores.items()
-        ]
-    return table
+    return table + [Row("", "", **line) for line in found.rows()]
 
 
 def read_cases(path: Path) -> list[Case]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mergescope.display import as_html, as_pandas, as_pretty, as_text
 from mergescope.errors import StudyError
 from mergescope.protocols.mergeability.case import OUTCOMES, Case
 from mergescope.protocols.mergeability.predictors import KNOWN, PREDICTORS, candidates
@@ -26,6 +27,7 @@ from mergescope.protocols.mergeability.scores import (
     score,
     within_units,
 )
+from mergescope.protocols.mergeability.told import analysis_rows, analysis_view
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,9 @@ class Analysis:
     related: tuple[Related, ...]
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...]
+
+    rows, _view = analysis_rows, analysis_view
+    __str__, to_pandas, _repr_html_, _repr_pretty_ = as_text, as_pandas, as_html, as_pretty
 
     def of(self, outcome: str) -> list[Related]:
         """Predictors of one outcome, the best first.

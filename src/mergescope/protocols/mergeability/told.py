@@ -1,14 +1,20 @@
-"""An analysis in words: what was found, computed from the numbers, and tables for a terminal."""
+"""An analysis in words: what was found, computed from the numbers, and tables for terminals, notebooks and pandas."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mergescope.protocols.mergeability.analysis import Analysis, Related, Verdict
+from mergescope.display import Cell, Table, View, figure
 from mergescope.protocols.mergeability.case import OUTCOMES
 from mergescope.protocols.mergeability.predictors import CONTROLS, PREDICTORS
+from mergescope.protocols.mergeability.scores import Number
+
+if TYPE_CHECKING:
+    from mergescope.protocols.mergeability.analysis import Analysis, Related, Verdict
 
 COMMANDS = {"weights": "check", "features": "measure", "derivatives": "predict"}
 """What is known, and the command that knows it."""
@@ -111,6 +117,89 @@ def table_lines(found: Analysis) -> list[str]:
         for it in found.of("average")[:SHOWN]
     ]
     return lines
+
+
+def analysis_rows(found: Analysis) -> list[dict[str, Any]]:
+    """Correlations and scores as lines of a results table.
+
+    Args:
+        found: the analysis.
+
+    Returns:
+        Fields of [`Row`][mergescope.studies.rundir.Row], one line a number. Kinds: ``related``, a predictor and an
+        outcome; ``rule from LEVEL``, the best rule there. ``points`` names the predictor, ``data`` the outcome.
+    """
+    table = []
+    for one in found.related:
+        said = {
+            "spearman": one.spearman, "pearson": one.pearson, "spearman of pairs": one.pairs,
+            "spearman within": one.within, "error": one.left_tasks.mae, "r2": one.left_tasks.r2,
+            "rank": Number(one.left_tasks.rank, math.nan, math.nan),
+        }  # fmt: skip
+        if one.left_networks is not None:
+            said["error, networks left out"] = one.left_networks.mae
+        common = {"kind": "related", "points": one.predictor, "data": one.outcome}
+        table += [_row(common, name, it, len(found.tables[one.outcome].y)) for name, it in said.items()]
+    for verdict in found.verdicts:
+        said = {"error": verdict.left_tasks.mae, "r2": verdict.left_tasks.r2}
+        said["rank"] = Number(verdict.left_tasks.rank, math.nan, math.nan)
+        said |= {f"error of {control}": score.mae for control, score in verdict.controls.items()}
+        said |= {f"less than {control}": gain for control, gain in verdict.gained.items()}
+        name = verdict.rule.predictor or "models"
+        common = {"kind": f"rule from {verdict.level}", "points": name, "data": verdict.outcome}
+        table += [_row(common, name, it, verdict.left_tasks.cases) for name, it in said.items()]
+    return table
+
+
+def analysis_view(found: Analysis) -> View:
+    """What of an analysis is worth a look.
+
+    Args:
+        found: the analysis.
+
+    Returns:
+        The answer, the rules, and the best predictors of the average.
+    """
+    rules = tuple(
+        (
+            f"{it.outcome}, from {it.level}", _title(it), _cell(it.left_tasks.mae), _cell(it.left_tasks.r2),
+            _cell(it.controls["models"].mae), _cell(it.controls["constant"].mae), "yes" if it.beats else "no",
+        )
+        for it in found.verdicts
+    )  # fmt: skip
+    predictors = tuple(
+        (PREDICTORS[it.predictor].title, _cell(it.spearman), _cell(it.within), _cell(it.left_tasks.mae))
+        for it in found.of("average")[:SHOWN]
+    )
+    tables = (
+        Table(
+            "Best rule at each level, judged on left-out tasks",
+            (
+                "outcome",
+                "figure",
+                "error",
+                "R²",
+                "number of models alone",
+                "constant",
+                "better than all controls",
+            ),
+            rules,
+        ),
+        Table(
+            "Predictors of the average, the best on left-out tasks first",
+            ("predictor", "Spearman", "within regimes", "error"),
+            predictors,
+        ),
+    )
+    return View(headline(found), tuple(table for table in tables if table.lines), found.notes)
+
+
+def _row(common: dict[str, str], measure: str, it: Number, count: int) -> dict[str, Any]:
+    return {**common, "measure": measure, "mean": it.value, "low": it.low, "high": it.high, "n": count}
+
+
+def _cell(it: Number) -> Cell:
+    return figure(it.value, it.low, it.high)
 
 
 def _title(it: Verdict) -> str:
