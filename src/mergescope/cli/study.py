@@ -192,7 +192,7 @@ def _run_papers(
 ) -> None:  # fmt: skip
     from mergescope.cli.study_lines import SWEEPS
     from mergescope.studies.papers.data_sets import Sources
-    from mergescope.studies.papers.runner import Where, find_paper_study, plan_lines, run_study
+    from mergescope.studies.papers.runner import Where, find_paper_study, plan_lines, run_steps, run_study
     from mergescope.studies.papers.spec import paper_studies
     from mergescope.tracing.engines import engine_or_processes
 
@@ -204,7 +204,7 @@ def _run_papers(
         raise StudyError("--out is of one study. With --all, every study has a directory under --work.")
     studies = paper_studies() if name is None else [find_paper_study(name)]
     sources = Sources(None if data_root is None else data_root.resolve())
-    problems, told = [], []
+    problems, told, chosen = [], [], []
     # Several networks at a time may be too many for the memory of another device.
     with engine_or_processes(workers or (None if device == "cpu" else 1)) as engine:
         for study in studies:
@@ -220,14 +220,22 @@ def _run_papers(
                 target, work.resolve(), _run_words, sources, family, regime, engine,
                 device=device, train_steps=train_steps,
             )  # fmt: skip
+            chosen.append((study, where))
+        if len(chosen) > 1 and not dry_run:
+            typer.echo(
+                f"Training models and running commands of {len(chosen)} studies; then results, one by one."
+            )
+            run_steps(chosen, preset)
+        for study, where in chosen:
             if dry_run:
                 lines = plan_lines(study, preset, where)
                 typer.echo(f"{study.name} ({preset}):")
                 for line in lines:
                     typer.echo(f"  {line}")
-                told.append({"study": study.name, "preset": preset, "directory": str(target), "plan": lines})
+                told.append({
+                    "study": study.name, "preset": preset, "directory": str(where.out), "plan": lines
+                })  # fmt: skip
                 continue
-
             typer.echo(f"{study.name}: {study.title}")
             try:
                 run_study(study, preset, where)
@@ -237,7 +245,7 @@ def _run_papers(
                 problems.append(f"{study.name}: {error}")  # the others may do without what is missing
                 typer.echo(f"Left out. {error}")
                 continue
-            told.append(_reported(target, as_json))
+            told.append(_reported(where.out, as_json))
     if name is None:
         if train_steps is None:
             told += _run_sweeps(preset, work, data_root, workers, device, dry_run, as_json)

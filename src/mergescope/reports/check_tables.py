@@ -76,13 +76,7 @@ def conclusion(report: Report) -> Text:
     Returns:
         Whether the models can be merged.
     """
-    errors, warnings = len(report.of("error")), len(report.of("warning"))
-    counted = f"{warnings} warning{'' if warnings == 1 else 's'}"
-    if errors:
-        return Text(
-            f"Can't be merged: {errors} error{'' if errors == 1 else 's'}, {counted}.", style="bold red"
-        )
-    return Text(f"Can be merged: no errors, {counted}.", style="bold green")
+    return Text(report.says, style="bold red" if report.of("error") else "bold green")
 
 
 def geometry_parts(found: Geometry) -> Iterator[Any]:

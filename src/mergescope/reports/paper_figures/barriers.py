@@ -67,7 +67,7 @@ def barriers_figure(ran: Sequence[Ran]) -> Drawing:
         means = [float(np.mean(values)) for (of, _), values in barriers.items() if of == measure]
         if means:
             said.append(f"of the {measure} {np.mean(means):.3g} on average, at most {max(means):.3g}")
-    caption = f"{times(count, 'pair')}{f' in {seeds} repetitions' if seeds > 1 else ''}. Above: loss and error along "
+    caption = f"{times(count, 'pair', seeds)}. Above: loss and error along "
     caption += (
         "the line between two models, less the chord between its ends; thin: single pairs, bold: their mean. "
     )

@@ -66,7 +66,7 @@ def coef_figure(ran: Sequence[Ran], kind: str) -> Drawing:
         for (name, layer), histogram in found.items()
     ]  # fmt: skip
     count, seeds = len(tests.names), repetitions(ran)
-    over = times(count, WORDS[kind]) + (f" in {times(seeds, 'repetition')}" if seeds > 1 else "")
+    over = times(count, WORDS[kind], seeds)
     caption = f"{SYMBOLS[kind]}. Top: how coef of single samples is distributed, {over} together; bars mark the middle "
     caption += "half of the samples, white marks their median. "
     if count > 1:

@@ -65,7 +65,7 @@ def layers_figure(ran: Sequence[Ran], kind: str) -> Drawing:
         for place, layer in enumerate(tests.layers)
     ]  # fmt: skip
     count, seeds = len(tests.names), repetitions(ran)
-    over = times(count, WORDS[kind]) + (f" in {times(seeds, 'repetition')}" if seeds > 1 else "")
+    over = times(count, WORDS[kind], seeds)
     caption = f"{SYMBOLS[kind]}{_at(tests)}. Top: mean over {over}, shaded from the smallest to the largest; on the "
     caption += "right the same with a logarithmic axis. "
     if count > 1:

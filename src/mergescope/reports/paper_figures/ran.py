@@ -103,18 +103,20 @@ def repetitions(ran: Sequence[Ran]) -> int:
     return len({each.seed for each in ran})
 
 
-def times(count: int, what: str) -> str:
+def times(count: int, what: str, seeds: int = 1) -> str:
     """A number of things, in words.
 
     Args:
         count: how many.
         what: one of them.
+        seeds: how often each was repeated.
 
     Returns:
         Such as ``3 pairs``.
 
     Example:
-        >>> times(1, "pair"), times(28, "pair")
-        ('1 pair', '28 pairs')
+        >>> times(1, "pair"), times(28, "pair", 3)
+        ('1 pair', '28 pairs in 3 repetitions')
     """
-    return f"{count} {what}{'s' * (count != 1)}"
+    told = f"{count} {what}{'s' * (count != 1)}"
+    return f"{told} in {times(seeds, 'repetition')}" if seeds > 1 else told

@@ -85,9 +85,7 @@ def stitching_figure(ran: Sequence[Ran], along: Along) -> Drawing:
     table = _table(whole, single, shown, along, short_layers(layers) if along == "layer" else x)
     drawing = _draw(whole, single, base, x, short_layers(layers) if along == "layer" else None)
     count, seeds = len(names), repetitions(ran)
-    over = times(count, "task" if negation else "pair") + (
-        f" in {times(seeds, 'repetition')}" if seeds > 1 else ""
-    )
+    over = times(count, "task" if negation else "pair", seeds)
     caption = f"Top: mean over {over}; shaded: the middle half of them. "
     if count > 1:
         one = "task" if negation else "pair"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mergescope._version import __version__
-from mergescope.errors import StudyError, did_you_mean
+from mergescope.errors import MergescopeError, StudyError, did_you_mean
 from mergescope.studies.claims import said
 from mergescope.studies.families import is_family, read_family
 from mergescope.studies.papers.checks import Result, claims_of
@@ -211,6 +211,28 @@ def plan_lines(study: PaperStudy, preset: str, where: Where) -> list[str]:
     ]
 
 
+def run_steps(studies: Sequence[tuple[PaperStudy, Where]], preset: str) -> None:
+    """Run the steps of several studies all at once, so that no worker waits for the end of each study.
+
+    Args:
+        studies: what [`run_study`][] will be asked for afterwards, with one engine. What is wrong with one of them is
+            left for it to tell.
+        preset: of [`PRESETS`][].
+    """
+    missing: dict[Path, _Item] = {}
+    for study, where in studies:
+        with contextlib.suppress(MergescopeError):
+            todo = jobs(study, preset, where)
+            places = _places(todo, _families(study, preset, where, todo), where)
+            missing |= {
+                folder: _Item(where.command, words, folder) for words, folder in places if not _done(folder)
+            }
+    if missing:
+        with contextlib.suppress(MergescopeError):
+            label = f"{len(studies)} studies, {len(missing)} commands"
+            studies[0][1].engine.map(_run_step, list(missing.values()), label)
+
+
 def run_study(study: PaperStudy, preset: str, where: Where) -> RunDirectory:
     """Run a study, or what is left of it.
 
@@ -230,8 +252,8 @@ def run_study(study: PaperStudy, preset: str, where: Where) -> RunDirectory:
     with run.locked():
         results: list[Result] = []
         steps: list[dict[str, Any]] = []
-        families = {seed: _made(study, preset, where, todo, seed) for seed in {job.seed for job in todo}}
-        places = [_place(job, families[job.seed], where) for job in todo]
+        families = _families(study, preset, where, todo)
+        places = _places(todo, families, where)
         missing = [_Item(where.command, words, folder) for words, folder in places if not _done(folder)]
         where.engine.map(_run_step, missing, f"{study.name}, {len(missing)} commands")
         for job, (words, folder) in zip(todo, places, strict=True):
@@ -268,6 +290,14 @@ def run_study(study: PaperStudy, preset: str, where: Where) -> RunDirectory:
 def _shortened(study: PaperStudy, preset: str, where: Where) -> str:
     trained = where.family is None and family_of(study, preset) in FAMILIES
     return f"; models trained for {where.train_steps} steps only" if trained and where.train_steps else ""
+
+
+def _families(study: PaperStudy, preset: str, where: Where, todo: Sequence[Job]) -> dict[int, str]:
+    return {seed: _made(study, preset, where, todo, seed) for seed in sorted({job.seed for job in todo})}
+
+
+def _places(todo: Sequence[Job], families: Mapping[int, str], where: Where) -> list[tuple[list[str], Path]]:
+    return [_place(job, families[job.seed], where) for job in todo]
 
 
 def _made(study: PaperStudy, preset: str, where: Where, todo: Sequence[Job], seed: int) -> str:
