@@ -205,6 +205,7 @@ def _run_papers(
     studies = paper_studies() if name is None else [find_paper_study(name)]
     sources = Sources(None if data_root is None else data_root.resolve())
     problems, told, chosen = [], [], []
+    made: dict[Any, Any] = {}
     # Several networks at a time may be too many for the memory of another device.
     with engine_or_processes(workers or (None if device == "cpu" else 1)) as engine:
         for study in studies:
@@ -218,7 +219,7 @@ def _run_papers(
             target = out or (work if name is None else Path("runs")) / f"{study.name}-{preset}"
             where = Where(
                 target, work.resolve(), _run_words, sources, family, regime, engine,
-                device=device, train_steps=train_steps,
+                device=device, train_steps=train_steps, made=made,
             )  # fmt: skip
             chosen.append((study, where))
         if len(chosen) > 1 and not dry_run:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class Where:
         progress: show bars on a terminal.
         device: of trainings and passes.
         train_steps: optimizer steps of every model that is trained here, in place of what its recipe says.
+        made: families that are known to be complete, with their regimes; studies that share it don't look again.
     """
 
     out: Path
@@ -73,6 +74,7 @@ class Where:
     progress: bool = True
     device: str = "cpu"
     train_steps: int | None = None
+    made: dict[Hashable, tuple[str, frozenset[str]]] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -306,18 +308,24 @@ def _made(study: PaperStudy, preset: str, where: Where, todo: Sequence[Job], see
     regimes = tuple(
         dict.fromkeys(job.regime for job in todo if job.seed == seed and job.regime != "post-hoc")
     )
-    shop = Workshop(
-        where.work / "families",
-        where.sources,
-        preset,
-        regimes,
-        seed,
-        where.progress,
-        where.engine,
-        where.device,
-        where.train_steps,
-    )
-    return family_named(str(family_of(study, preset)), shop)
+    name = str(family_of(study, preset))
+    key = (name, preset, seed, where.work, where.sources, where.device, where.train_steps)
+    path, there = where.made.get(key, ("", frozenset()))
+    if not path or not there.issuperset(regimes):
+        shop = Workshop(
+            where.work / "families",
+            where.sources,
+            preset,
+            regimes,
+            seed,
+            where.progress,
+            where.engine,
+            where.device,
+            where.train_steps,
+        )
+        path = family_named(name, shop)
+        where.made[key] = path, there.union(regimes)
+    return path
 
 
 @dataclass(frozen=True)
