@@ -26,15 +26,11 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 	@echo 'Built build/site/index.html'
 
-# An sdist, a wheel made from it, and that wheel at work in an environment of its own.
+# An sdist and a wheel made from it in dist, and a test that such a wheel works in an environment of its own.
 package: $(READY)
-	rm -rf dist build/package
+	rm -rf dist
 	$(VENV)/bin/python -m build --outdir dist
-	$(PYTHON) -m venv build/package
-	build/package/bin/pip install --quiet --constraint constraints.txt dist/*.whl
-	cd build && package/bin/mergescope --version && package/bin/mergescope study list && \
-		package/bin/python ../docs/examples/tiny_models.py package/tiny && \
-		package/bin/mergescope layers package/tiny/llm/base
+	$(VENV)/bin/python -m pytest -q -m package tests/test_package.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

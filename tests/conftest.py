@@ -13,9 +13,8 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
-collect_ignore = [
-    "fuzz/guided.py"
-]  # a program of its own: to import it is to follow every line that runs after it
+# A program of its own: to import it is to follow every line that runs after it.
+collect_ignore = ["fuzz/guided.py"]
 
 
 @pytest.fixture(autouse=True)

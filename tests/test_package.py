@@ -50,7 +50,7 @@ def test_every_page_of_the_sdist_is_there():
 
 @pytest.mark.package
 def test_the_wheel_works_in_an_environment_of_its_own(tmp_path):
-    pytest.importorskip("build", reason="needs the package extra")
+    pytest.importorskip("build.env", reason="needs the package extra")
     plain = {
         name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))
     }

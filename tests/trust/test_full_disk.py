@@ -8,8 +8,6 @@ import subprocess
 import sys
 
 import pytest
-import yaml
-from given_models import labels, make, save, save_rows, texts
 from test_kills import numbers_of, tensors_of
 
 LIMITED = """
@@ -29,20 +27,6 @@ def run(command, limit="none"):
     return subprocess.run(
         [sys.executable, "-c", LIMITED, str(limit), *map(str, command)], text=True, capture_output=True
     )
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    start = make("BertForSequenceClassification")
-    save(start, folder / "start")
-    for seed, name in enumerate("ab", 1):
-        save(make("BertForSequenceClassification", seed, start), folder / name)
-    for split, count in (("train", 16), ("test", 6)):
-        save_rows(folder / "task" / f"{split}.csv", texts(count), label=labels(count, 2))
-    models = [{"model": str(folder / name), "parameters": {"weight": 1}} for name in "ab"]
-    (folder / "recipe.yml").write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
-    return folder
 
 
 COMMANDS = {

@@ -1,24 +1,9 @@
 """Directories that can't be written to: commands say which before they compute, and what is there stays as it was."""
 
 import pytest
-import yaml
 from commands import Commands, require_permissions_that_hold
-from given_models import labels, make, save, save_rows, texts
+from given_models import labels, save_rows, texts
 from small_families import contents
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    start = make("BertForSequenceClassification")
-    save(start, folder / "start")
-    for seed, name in enumerate("ab", 1):
-        save(make("BertForSequenceClassification", seed, start), folder / name)
-    for split, count in (("train", 16), ("test", 6)):
-        save_rows(folder / "task" / f"{split}.csv", texts(count), label=labels(count, 2))
-    models = [{"model": str(folder / name), "parameters": {"weight": 1}} for name in "ab"]
-    (folder / "recipe.yml").write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
-    return folder
 
 
 @pytest.fixture(scope="module")

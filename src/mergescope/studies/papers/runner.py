@@ -232,7 +232,7 @@ def run_steps(studies: Sequence[tuple[PaperStudy, Where]], preset: str) -> None:
     if missing:
         with contextlib.suppress(MergescopeError):
             label = f"{len(studies)} studies, {len(missing)} commands"
-            studies[0][1].engine.map(_run_step, list(missing.values()), label)
+            studies[0][1].engine.map(_try_step, list(missing.values()), label)
 
 
 def run_study(study: PaperStudy, preset: str, where: Where) -> RunDirectory:
@@ -355,6 +355,13 @@ def _run_step(item: _Item) -> None:
         item.command([*item.words, "--out", str(item.folder)])
     if not _done(item.folder):
         raise StudyError(f"A step of the study wrote no results to {item.folder}. Run the study again.")
+
+
+def _try_step(item: _Item) -> None:
+    with contextlib.suppress(
+        MergescopeError
+    ):  # the others finish; the study that needs it runs it again, and tells
+        _run_step(item)
 
 
 def _done(folder: Path) -> bool:
