@@ -9,7 +9,7 @@ demo: $(READY)
 	$(VENV)/bin/mergescope demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto --dist worksteal
 
 # The suite on the oldest supported torch and transformers, and on each other Python that is installed; an hour.
 test-matrix:

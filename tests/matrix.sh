@@ -23,4 +23,4 @@ fi
     echo 'No packages of real weights: tests marked "weights" will be skipped.'
 echo "== $name: $("$place/bin/python" -c 'import sys, torch, transformers
 print("Python", sys.version.split()[0], "torch", torch.__version__, "transformers", transformers.__version__)')"
-OMP_NUM_THREADS=1 "$place/bin/python" -m pytest -q -n auto -m 'not docs and not package'
+OMP_NUM_THREADS=1 "$place/bin/python" -m pytest -q -n auto --dist worksteal -m 'not docs and not package'

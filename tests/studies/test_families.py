@@ -20,7 +20,8 @@ from small_families import (
 
 from mergescope.errors import DataError, MergescopeError, MismatchError, StudyError
 from mergescope.models.heads import linear_head, save_head
-from mergescope.studies.families import FILE, read_family
+from mergescope.studies import family_run
+from mergescope.studies.families import FILE, Base, FamilyDirectory, Member, read_family, training_seconds
 from mergescope.studies.family_config import PRESET_OF, located, task_source
 from mergescope.studies.family_file import read_family_config
 from mergescope.studies.family_run import plan_family
@@ -374,6 +375,33 @@ def test_models_are_the_same_however_many_are_trained_at_a_time(inputs, tmp_path
     assert all(model.finished for model in planned(described(inputs), two.path).models)
 
 
+def test_a_worker_opens_the_data_of_a_task_once(inputs, tmp_path, monkeypatch):
+    opened, really = [], family_run.open_task
+
+    def counted(tune, *others):
+        opened.append(tune.name)
+        return really(tune, *others)
+
+    monkeypatch.setattr(family_run, "open_task", counted)
+    plan = planned(described(inputs), tmp_path / "family")
+    opened.clear()
+    with LocalEngine(1) as engine:
+        assert len(plan.run(device="cpu", engine=engine).members) == 4
+    assert sorted(opened) == ["left", "right"] and not family_run._OPENED
+
+
+def test_a_worker_trains_on_other_samples_when_the_data_changed(inputs, tmp_path):
+    shutil.copytree(inputs, tmp_path / "inputs")
+    description = described(tmp_path / "inputs", regimes=["full"])
+    with LocalEngine(2) as engine:
+        first = run(description, tmp_path / "first", engine=engine)
+        save_task(tmp_path / "inputs" / "left", 2)
+        second = run(description, tmp_path / "second", engine=engine)
+    assert all(model.finished for model in planned(description, second.path).models)
+    same = [one.digest == two.digest for one, two in zip(first.members, second.members, strict=True)]
+    assert [member.task for member in first.members] == ["left", "right"] and same == [False, True]
+
+
 def test_errors_of_other_processes_come_through_and_what_is_done_stays(inputs, tmp_path):
     family = tmp_path / "family"
     plan = planned(described(inputs), family)
@@ -389,3 +417,26 @@ def test_errors_of_other_processes_come_through_and_what_is_done_stays(inputs, t
 def test_steps_of_several_processes_are_not_logged(inputs, tmp_path):
     with LocalEngine(2) as engine, pytest.raises(StudyError, match="Leave the workers or the logs out"):
         run(described(inputs), tmp_path / "family", engine=engine, on_log=killing(1))
+
+
+def test_a_base_that_families_share_is_paid_for_once(tmp_path):
+    def write(name, base, *members):
+        FamilyDirectory(tmp_path / name, Base(str(base), "digest"), {}, members).write()
+        return tmp_path / name
+
+    pretrained = write(
+        "pretrained", "org/start", Member("full", "pretraining", "full", "k", "d", seconds=100)
+    )
+    wanted = {
+        write(
+            name,
+            pretrained / "full" / "pretraining",
+            Member("full", "a", "full", "k", "d", seconds=10),
+            Member("lora", "a", "lora", "k", "d", seconds=1),
+        ): ["full"]
+        for name in ("first", "second")
+    }
+    assert training_seconds(wanted) == 120
+    assert training_seconds(dict.fromkeys(wanted, ["full", "lora"])) == 122
+    published = write("third", "org/base", Member("full", "a", "full", "k", "d", seconds=10))
+    assert training_seconds({published: ["full"]}) == 10

@@ -218,7 +218,7 @@ def _run_papers(
                 continue
             target = out or (work if name is None else Path("runs")) / f"{study.name}-{preset}"
             where = Where(
-                target, work.resolve(), _run_words, sources, family, regime, engine,
+                target, work.resolve(), _run_step, sources, family, regime, engine,
                 device=device, train_steps=train_steps, made=made,
             )  # fmt: skip
             chosen.append((study, where))
@@ -320,6 +320,13 @@ def _run_words(words: Sequence[str]) -> None:
 
     if commands(list(words), standalone_mode=False) == INTERRUPTED:
         raise KeyboardInterrupt
+
+
+def _run_step(words: Sequence[str]) -> None:
+    from mergescope.reports.html import without_reports
+
+    with without_reports():  # mergescope report makes that of a step
+        _run_words(words)
 
 
 def _checked(name: str, preset: str, tasks: str) -> Study:

@@ -6,7 +6,9 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPORT = "report.html"
+
+_LEFT_OUT: ContextVar[bool] = ContextVar("whether reports are left out", default=False)
+
+
+@contextmanager
+def without_reports() -> Iterator[None]:
+    """Leave reports out: of commands that are steps of a study, which has a report of its own.
+
+    Yields:
+        Nothing.
+    """
+    token = _LEFT_OUT.set(True)
+    try:
+        yield
+    finally:
+        _LEFT_OUT.reset(token)
 
 
 @dataclass(frozen=True)
@@ -88,13 +106,15 @@ def build_report(run_dir: str | Path) -> Path:
         run_dir: run directory of a study or a measurement.
 
     Returns:
-        Path of the report.
+        Path of the report, which is not made in [`without_reports`][].
 
     Raises:
         StudyError: the directory, a file or a part of the results is missing or damaged; then
             nothing is written.
     """  # noqa: DOC502 (raised by what this calls)
     path = Path(run_dir)
+    if _LEFT_OUT.get():
+        return path / REPORT
     about = read_about(path)
     parts = parts_of(path)
     vectors = {name: render(figure, "svg") for name, figure in parts.figures.items()}

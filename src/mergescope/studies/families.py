@@ -6,7 +6,7 @@ DIR/REGIME/TASK/           a fine-tuned checkpoint, as ``finetune`` writes it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -303,6 +303,28 @@ def read_family(path: Path) -> FamilyDirectory:
             f"{file} can't be read ({type(error).__name__}: {error}). Run the mergescope finetune that made it again, "
             "with another --out."
         ) from error
+
+
+def training_seconds(families: Mapping[Path, Collection[str]]) -> float:
+    """How long models of families took to train, with the bases that were trained as families themselves.
+
+    Args:
+        families: directory of a family to labels of its regimes. Families may share a base, which counts once.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        StudyError: a family can't be read.
+    """  # noqa: DOC502 (raised by what this calls)
+    total, bases = 0.0, set()
+    for path, regimes in families.items():
+        family = read_family(path)
+        total += sum(member.seconds for member in family.members if member.regime in regimes)
+        bases.add(Path(family.base.reference).parent.parent)
+    return total + sum(
+        member.seconds for base in bases if is_family(base) for member in read_family(base).members
+    )
 
 
 def _made(kind: Any, said: Mapping[str, Any]) -> Any:

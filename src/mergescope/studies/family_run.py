@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mergescope.studies.rundir import RunDirectory
 from mergescope.studies.tensorboard import Log, require_tensorboard
 from mergescope.studies.training_data import FineTune, TaskData, open_task
 from mergescope.tracing.engines import Engine
+from mergescope.training.recipe import Recipe
 from mergescope.training.regimes import TrainableRow, trainable_table
 from mergescope.weights import Checkpoint
 
@@ -42,6 +43,7 @@ class Planned:
         samples: split to number of samples.
         classes: names of the classes, or None.
         head: policy of the head, or None.
+        fingerprints: of the samples of each split.
     """
 
     regime: str
@@ -53,6 +55,7 @@ class Planned:
     samples: Mapping[str, int]
     classes: tuple[str, ...] | None
     head: str | None
+    fingerprints: tuple[str, ...]
 
     @property
     def finished(self) -> bool:
@@ -137,12 +140,21 @@ class FamilyPlan:
         # Data that wait here are of no use to other processes.
         self.data.clear()
         missing = [
-            _Item(model.tune, self.family.folder(model.regime, model.task), device, model.steps)
+            _Item(
+                model.tune,
+                self.family.folder(model.regime, model.task),
+                device,
+                model.steps,
+                model.fingerprints,
+            )
             for model in self.models
             if not model.finished
         ]
         missing.sort(key=lambda item: item.cost, reverse=True)
-        engine.map(_train_one, missing, f"fine-tuning {self.family.path.name}")
+        try:
+            engine.map(_train_one, missing, f"fine-tuning {self.family.path.name}")
+        finally:
+            _OPENED.clear()  # of this process, if it was the worker
 
     def to_dict(self) -> dict[str, Any]:
         """The plan for scripts.
@@ -173,6 +185,7 @@ class _Item:
     folder: Path
     device: str | None
     steps: int
+    fingerprints: tuple[str, ...]
 
     def __str__(self) -> str:
         return f"{self.folder.parent.name}/{self.folder.name}"
@@ -183,9 +196,31 @@ class _Item:
         return self.steps * (2.5 if self.tune.regime == "linearized" else 1.0)
 
 
+_OPENED: dict[str, TaskData] = {}
+"""In a worker: data of the tasks that it trained on last, [`KEPT`][] bytes at most, by all that they depend on."""
+
+
 def _train_one(item: _Item) -> None:
-    threads = torch.get_num_threads()
-    finetune(prepare(item.tune), item.folder, progress=False, device=item.device, threads=threads)
+    from mergescope.models import load_model
+    from mergescope.weights.references import open_model
+
+    base = open_model(item.tune.base)
+    network = load_model(base)
+    same = replace(item.tune, regime="full", options={}, recipe=Recipe(), keep="last")
+    data = _opened(repr((base.digest, item.fingerprints, same)), lambda: open_task(item.tune, base, network))
+    prepared = prepare(item.tune, base=base, network=network, data=data)
+    finetune(prepared, item.folder, progress=False, device=item.device, threads=torch.get_num_threads())
+
+
+def _opened(key: str, open_data: Callable[[], TaskData]) -> TaskData:
+    if key in _OPENED:
+        return _OPENED[key]
+    data = open_data()
+    if _bytes(data) <= KEPT:
+        while sum(map(_bytes, _OPENED.values())) + _bytes(data) > KEPT:
+            del _OPENED[next(iter(_OPENED))]  # the oldest
+        _OPENED[key] = data
+    return data
 
 
 def plan_family(config: FamilyConfig, out: Path) -> FamilyPlan:
@@ -266,6 +301,7 @@ def _open(plan: FamilyPlan, name: str, tunes: Mapping[str, FineTune], network: n
                 label, name, tune, status_of(prepared, plan.family.folder(label, name)), prepared.key, prepared.steps,
                 {split: part.samples for split, part in prepared.parts.items()}, prepared.classes,
                 None if prepared.head is None else prepared.head.policy,
+                tuple(part.fingerprint for part in prepared.parts.values()),
             )
         )  # fmt: skip
         plan.tasks[name] = _task(prepared)

@@ -38,6 +38,9 @@ from mergescope.weights import Checkpoint
 from mergescope.weights.chunks import torch_threads
 from mergescope.weights.files import disk_errors
 
+MEASURES = ("loss", "accuracy")
+"""What a model is evaluated by."""
+
 if TYPE_CHECKING:
     from mergescope.data import Batches
 
@@ -200,17 +203,15 @@ def _train_and_write(
     if tune.keep == "best" and best.is_file():
         trained.load_state_dict(torch.load(best, map_location=accelerator.device, weights_only=True))
     state = prepared.regime.state(trained)
-    results = {
-        name: dict(
-            zip(
-                ("loss", "accuracy"),
-                evaluate(model, part, Objective(prepared.network, prepared.mask), accelerator),
-                strict=True,
-            )
-        )
-        for name, part in data.items()
-        if name != "train"
-    }
+    results: dict[str, dict[str, float]] = {}
+    if history.evaluations:  # training ended with one of the last weights
+        known = history.best if tune.keep == "best" and history.best else history.evaluations[-1]
+        results["validation"] = {name: known[name] for name in MEASURES}
+    for name, part in data.items():
+        if name != "train" and name not in results:
+            objective = Objective(prepared.network, prepared.mask)
+            found = evaluate(model, part, objective, accelerator, tune.recipe.batch)
+            results[name] = dict(zip(MEASURES, found, strict=True))
     if accelerator.is_main_process:
         _write(prepared, trained, state, history, results, work)
     accelerator.wait_for_everyone()

@@ -139,7 +139,9 @@ def padded(images: np.ndarray) -> np.ndarray:
     return out
 
 
-def turned_digits(out: Path, angle: float, side: int = 28, source: str | Path = EMBEDDED) -> Path:
+def turned_digits(
+    out: Path, angle: float, side: int = 28, source: str | Path = EMBEDDED, most: int | None = None
+) -> Path:
     """Digits, rotated.
 
     Args:
@@ -147,6 +149,7 @@ def turned_digits(out: Path, angle: float, side: int = 28, source: str | Path = 
         angle: counter-clockwise, in degrees.
         side: 28, or 32 for padded images.
         source: as for [`digits`][mergescope.data.digits.digits]: the embedded ones, or all of MNIST.
+        most: of each split, drawn from it; None for all.
 
     Returns:
         The directory.
@@ -163,8 +166,9 @@ def turned_digits(out: Path, angle: float, side: int = 28, source: str | Path = 
     parts: Parts = {}
     for part in ("train", "validation", "test"):
         split = getattr(task, part)
-        images = (split.inputs[:, 0].numpy() * 255).round().astype(np.uint8)
-        parts[part] = (padded(images) if side == SIDE else images, split.labels.numpy())
+        chosen = np.random.default_rng(0).permutation(len(split.labels))[:most] if most else slice(None)
+        images = (split.inputs[chosen, 0].numpy() * 255).round().astype(np.uint8)
+        parts[part] = (padded(images) if side == SIDE else images, split.labels[chosen].numpy())
     return write_task(out, parts, [str(digit) for digit in range(10)])
 
 
@@ -218,7 +222,7 @@ def fashion(source: Path, out: Path, rows: int = 4000) -> Path:
     return write_task(out, {**parts, "test": read("t10k", 2000)}, names)
 
 
-def mixture(sources: Sources, out: Path, cifar_rows: int = 15000) -> Path:
+def mixture(sources: Sources, out: Path, most: int | None = None, cifar_rows: int = 15000) -> Path:
     """What the small ViT is pretrained on, in colour, each class of each set a class of its own.
 
     Upright digits, and where they are at hand CIFAR-10 and three alphabets.
@@ -226,6 +230,7 @@ def mixture(sources: Sources, out: Path, cifar_rows: int = 15000) -> Path:
     Args:
         sources: of the data.
         out: where.
+        most: digits of each split; None for all.
         cifar_rows: images of CIFAR-10's training set.
 
     Returns:
@@ -234,7 +239,7 @@ def mixture(sources: Sources, out: Path, cifar_rows: int = 15000) -> Path:
     if out.is_dir():
         return out
     sets: dict[str, tuple[Parts, Sequence[str]]] = {}
-    upright = turned_digits(out.with_name(f"{out.name}-digits"), 0, SIDE)
+    upright = turned_digits(out.with_name(f"{out.name}-digits"), 0, SIDE, most=most)
     sets["digits"] = (
         {part: _read(upright, part)[:2] for part in ("train", "validation")},
         _read(upright, "train")[2],

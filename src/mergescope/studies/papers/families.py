@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from mergescope.data.digits import EMBEDDED
 from mergescope.errors import StudyError, did_you_mean
 from mergescope.models.efficientnet_lite import EfficientNetLite
 from mergescope.models.loading import load_weights
@@ -20,7 +19,7 @@ from mergescope.studies.families import is_family, read_family
 from mergescope.studies.opened_families import find_family
 from mergescope.studies.papers import data_sets, full_size
 from mergescope.studies.papers.data_sets import Sources
-from mergescope.studies.papers.workshop import PAPER, Workshop
+from mergescope.studies.papers.workshop import FEW, PAPER, Workshop
 from mergescope.studies.published import DECLARED, copies_in
 from mergescope.weights import Checkpoint
 
@@ -42,7 +41,7 @@ def rotated_digits(shop: Workshop) -> Path:
     """
     epochs = (2, 1) if shop.small else (20, 5)
     return full_size.rotated(
-        shop, "digits", EMBEDDED, {"lr": 0.05, "epochs": epochs[0]}, {"lr": 0.01, "epochs": epochs[1]}
+        shop, "digits", shop.digits, {"lr": 0.05, "epochs": epochs[0]}, {"lr": 0.01, "epochs": epochs[1]}
     )
 
 
@@ -58,7 +57,7 @@ def split_images(shop: Workshop) -> Path:
         Directory of the family.
     """
     cifar = shop.sources.folder("cifar10")
-    data = cifar or data_sets.turned_digits(shop.work / "digits-0", 0)
+    data = cifar or shop.digits(0)
     torch.manual_seed(shop.seed)
     net = ResNet(32 if cifar else 28, 3 if cifar else 1, width=4 if shop.small else 8, classes=10)
     name = f"resnet-{'cifar' if cifar else 'digits'}"
@@ -89,8 +88,7 @@ def one_task(shop: Workshop) -> Path:
     torch.manual_seed(shop.seed)
     net = ViT(width=32, depth=2) if shop.small else ViT()
     start = data_sets.empty_net(net, shop.folder(f"digits-vit-start{shop.seed}"))
-    upright = data_sets.turned_digits(shop.work / "digits-0", 0)
-    turned = data_sets.turned_digits(shop.work / "digits-45", 45)
+    upright, turned = shop.digits(0), shop.digits(45)
     recipe = {"optimizer": "adamw", "lr": 1e-3, "epochs": 1 if shop.small else 10, "batch": 64}
     base = shop.base(f"digits-vit-base{shop.seed}", start, {"data": str(upright)}, recipe, "mc-sgd")
     rates = (1e-4, 2e-4, 4e-4, 8e-4) if shop.small else (1e-4, 2e-4, 4e-4)
@@ -122,9 +120,7 @@ def efficientnet(shop: Workshop) -> Path:
     net = EfficientNetLite(image=64)
     load_weights(net, Checkpoint(next((package / "models").glob("*.pth")), name="efficientnet-lite0"))
     base = data_sets.empty_net(net, shop.work / "efficientnet-lite0")
-    folders = {
-        f"digits-{angle}": data_sets.turned_digits(shop.work / f"digits-{angle}", angle) for angle in (0, 90)
-    }
+    folders = {f"digits-{angle}": shop.digits(angle) for angle in (0, 90)}
     if not shop.small:
         folders["small-digits"] = data_sets.small_digits(shop.work / "small-digits")
         if shop.sources.has_fashion:
@@ -149,7 +145,11 @@ def images(shop: Workshop) -> Path:
     """
     sources = shop.sources
     start = data_sets.empty_vit(shop.work / "vit-start")
-    mixed = data_sets.mixture(sources, shop.work / "mixture")
+    mixed = (
+        data_sets.mixture(sources, shop.work / "mixture-few", FEW, FEW)
+        if shop.small
+        else data_sets.mixture(sources, shop.work / "mixture")
+    )
     recipe = {
         "optimizer": "adamw", "lr": 1e-3, "epochs": 12, "batch": 64, "weight_decay": 0.05, "warmup": 0.05,
         **({"steps": 20} if shop.small else {}),
@@ -165,8 +165,7 @@ def images(shop: Workshop) -> Path:
     tasks["digits"] = str(data_sets.small_digits(shop.work / "small-digits"))
     for angle in (90, 180, 45):
         if len(tasks) < 4:
-            name = f"digits-{angle}"
-            tasks[name] = str(data_sets.turned_digits(shop.work / f"{name}-padded", angle, data_sets.SIDE))
+            tasks[f"digits-{angle}"] = str(shop.digits(angle, padded=True))
     if shop.small:
         tasks = dict(list(tasks.items())[-2:])
     regimes = {label: {"regime": label, "recipe": {"lr": 3e-4 * REGIMES[label]}} for label in shop.regimes}

