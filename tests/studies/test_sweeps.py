@@ -423,7 +423,10 @@ def test_published_pages_hold_claims_figures_and_no_paths(caused, proved, pictur
         assert [(claim["says"], claim["verdict"]) for claim in said if claim["of"] == claims[0].regime] == [
             (row.points, row.measure) for row in claims if row.regime == claims[0].regime
         ]
-        for figure in (run / "figures").glob("*.svg"):
+        build_report(run)
+        figures = list((run / "figures").glob("*.svg"))
+        assert figures
+        for figure in figures:
             assert (tmp_path / name / figure.name).read_bytes() == figure.read_bytes()
             assert f"]({name}/{figure.name})" in text
     index = (tmp_path / "studies.md").read_text()

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mergescope.errors import StudyError, did_you_mean
-from mergescope.reports.html import build_report, read_about
+from mergescope.reports.html import as_csv, read_about
+from mergescope.reports.style import render
 from mergescope.reports.sweep_page import PAGES, Judged, headline, judged
 from mergescope.reports.tables import Grid, number
 from mergescope.studies.papers.spec import paper_studies
@@ -41,13 +42,14 @@ def publish(run_dir: Path, out: Path, name: str | None = None) -> Path:
             f"{run_dir} holds a run of {study!r}, which has no claims to publish.{did_you_mean(str(study), known)} "
             f"Studies with claims: {', '.join(known)}."
         )
-    build_report(run_dir)
     found, name = judged(run_dir, about), name or study
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     for figure, drawing in found.page.drawings.items():
-        for suffix in ("svg", "csv") if drawing.table else ("svg",):
-            content = (run_dir / "figures" / f"{figure}.{suffix}").read_bytes()
+        contents = {"svg": render(drawing.figure, "svg")}
+        if drawing.table:
+            contents["csv"] = as_csv(drawing.table).encode()
+        for suffix, content in contents.items():
             with atomic_file(folder / f"{figure}.{suffix}") as temporary:
                 temporary.write_bytes(content)
     page = out / f"{name}.md"
