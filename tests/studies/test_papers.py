@@ -248,6 +248,21 @@ def test_steps_of_several_studies_run_together_and_once(work):
         run_study(refused[0], "quick", refused[1])
 
 
+def test_all_regimes_of_a_family_are_trained_together(tmp_path, monkeypatch):
+    asked = []
+
+    def made(shop):
+        asked.append((shop.seed, shop.regimes))
+        raise StudyError("no models")
+
+    monkeypatch.setitem(FAMILIES, "images", made)
+    where = Where(tmp_path / "out", tmp_path / "work", command, Sources(None), progress=False)
+    run_steps([(find_paper_study(name), where) for name in ("ctl-fig7", "attn-table2")], "cpu")
+    assert asked[:3] == [
+        (0, ("full", "attention-1", "attention-2", "attention-3", "attention-4")), (1, ("full",)), (2, ("full",)),
+    ]  # fmt: skip
+
+
 @pytest.mark.demo
 @pytest.mark.parametrize("name", ["rotated-digits", "split-images", "images"])
 def test_families_are_made_offline_and_grow_by_regimes(work, name):

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import shlex
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -214,17 +214,27 @@ def plan_lines(study: PaperStudy, preset: str, where: Where) -> list[str]:
 
 
 def run_steps(studies: Sequence[tuple[PaperStudy, Where]], preset: str) -> None:
-    """Run the steps of several studies all at once, so that no worker waits for the end of each study.
+    """Train all models of a family at once, and run the steps of all studies at once, so that workers rarely wait.
 
     Args:
         studies: what [`run_study`][] will be asked for afterwards, with one engine. What is wrong with one of them is
             left for it to tell.
         preset: of [`PRESETS`][].
     """
-    missing: dict[Path, _Item] = {}
+    planned: list[tuple[PaperStudy, Where, list[Job]]] = []
+    wanted: dict[tuple[str, int], list[str]] = {}
     for study, where in studies:
         with contextlib.suppress(MergescopeError):
             todo = jobs(study, preset, where)
+            planned.append((study, where, todo))
+            for job in todo if where.family is None else ():
+                wanted.setdefault((str(family_of(study, preset)), job.seed), []).append(job.regime)
+    for (name, seed), regimes in wanted.items():
+        with contextlib.suppress(MergescopeError):
+            _make(name, preset, studies[0][1], seed, regimes)
+    missing: dict[Path, _Item] = {}
+    for study, where, todo in planned:
+        with contextlib.suppress(MergescopeError):
             places = _places(todo, _families(study, preset, where, todo), where)
             missing |= {
                 folder: _Item(where.command, words, folder) for words, folder in places if not _done(folder)
@@ -300,20 +310,22 @@ def _shortened(study: PaperStudy, preset: str, where: Where) -> str:
 
 
 def _families(study: PaperStudy, preset: str, where: Where, todo: Sequence[Job]) -> dict[int, str]:
-    return {seed: _made(study, preset, where, todo, seed) for seed in sorted({job.seed for job in todo})}
+    seeds = sorted({job.seed for job in todo})
+    if where.family is not None:
+        return dict.fromkeys(seeds, where.family)
+    name = str(family_of(study, preset))
+    return {
+        seed: _make(name, preset, where, seed, [job.regime for job in todo if job.seed == seed])
+        for seed in seeds
+    }
 
 
 def _places(todo: Sequence[Job], families: Mapping[int, str], where: Where) -> list[tuple[list[str], Path]]:
     return [_place(job, families[job.seed], where) for job in todo]
 
 
-def _made(study: PaperStudy, preset: str, where: Where, todo: Sequence[Job], seed: int) -> str:
-    if where.family is not None:
-        return where.family
-    regimes = tuple(
-        dict.fromkeys(job.regime for job in todo if job.seed == seed and job.regime != "post-hoc")
-    )
-    name = str(family_of(study, preset))
+def _make(name: str, preset: str, where: Where, seed: int, labels: Iterable[str]) -> str:
+    regimes = tuple(dict.fromkeys(label for label in labels if label != "post-hoc"))
     key = (name, preset, seed, where.work, where.sources, where.device, where.train_steps)
     path, there = where.made.get(key, ("", frozenset()))
     if not path or not there.issuperset(regimes):
