@@ -204,7 +204,7 @@ def _train_and_write(
         trained.load_state_dict(torch.load(best, map_location=accelerator.device, weights_only=True))
     state = prepared.regime.state(trained)
     results: dict[str, dict[str, float]] = {}
-    if history.evaluations:  # training ended with one of the last weights
+    if history.evaluations:  # training ends with one; that of the kept weights is known
         known = history.best if tune.keep == "best" and history.best else history.evaluations[-1]
         results["validation"] = {name: known[name] for name in MEASURES}
     for name, part in data.items():

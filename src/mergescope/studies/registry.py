@@ -104,7 +104,7 @@ STUDIES = (
         source="CTL 4.1 to 4.3, Figs 2 and 3 (Rotated MNIST); MC-SGD",
         presets={
             "quick": "under a minute",
-            "default": "under 2 minutes",
+            "default": "1.5 to 3 minutes",
             "full": "long training, all test digits",
         },
         runner="mergescope.studies.digits:run_preset",
