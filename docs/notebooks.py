@@ -46,7 +46,10 @@ def run(path: Path, timeout: int = 600) -> nbformat.NotebookNode:
     os.environ.update(OFFLINE)  # a kernel inherits them
     try:
         where = {"metadata": {"path": str(path.parent)}}
-        NotebookClient(book, timeout=timeout, kernel_name="python3", resources=where).execute()
+        # one output for one cell's printing: a slow kernel sends it in parts
+        NotebookClient(
+            book, timeout=timeout, kernel_name="python3", resources=where, coalesce_streams=True
+        ).execute()
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})

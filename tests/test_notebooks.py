@@ -121,6 +121,13 @@ def test_a_cell_that_raises_is_an_error_that_names_it(tmp_path):
 
 
 @pytest.mark.notebooks
+def test_what_a_cell_prints_in_parts_is_one_output(tmp_path):
+    slowly = "import time\nfor line in 'ab':\n    print(line, flush=True)\n    time.sleep(0.5)"
+    outputs = TOOL.run(written(tmp_path, slowly)).cells[0].outputs
+    assert [output.text for output in outputs] == ["a\nb\n"]
+
+
+@pytest.mark.notebooks
 def test_a_notebook_that_names_a_place_or_warns_is_not_stored(tmp_path, monkeypatch, capsys):
     path = written(tmp_path, "print('/home/somebody/model')", "import sys; print('careful', file=sys.stderr)")
     before = path.read_bytes()
