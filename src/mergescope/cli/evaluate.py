@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
-from mergescope.cli.printing import JSON, print_json, print_plan
+from mergescope.cli.printing import JSON, print_found, print_plan
 
 VARIADIC = ("--models", "--data", "--points")
 
@@ -68,14 +68,10 @@ def evaluate(
     if dry_run:
         print_plan(plan_evaluation(opened, extra, settings), as_json)
         return
+    report = None
     with running(run):
         found = evaluate_opened(opened, extra, settings)
         if run is not None:
             write_result(run, EVALUATE, found, {"test": opened}, settings)
             report = build_report(run.path)
-    if as_json:
-        print_json(to_dict(found, opened.regime))
-        return
-    typer.echo(str(found))
-    if run is not None:
-        typer.echo(f"Report: {report}")
+    print_found(found, to_dict(found, opened.regime), as_json, report)

@@ -9,7 +9,7 @@ import typer
 
 from mergescope.cli.disentangle import parse_pairs
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
-from mergescope.cli.printing import JSON, print_json, print_plan
+from mergescope.cli.printing import JSON, print_found, print_plan
 
 VARIADIC = ("--models", "--data", "--layers", "--pairs", "--alphas", "--lams", "--checked")
 
@@ -90,19 +90,13 @@ def predict(
         first = f"{counts}. In all, or what takes as long:"
         print_plan(plan, as_json, first)
         return
+    report = None
     with running(run):
         found = run_prediction(opened, settings)
         if run is not None:
             write_prediction(run, opened, found)
             report = build_report(run.path)
     said = expected_of_prediction(opened, found)
-    if as_json:
-        print_json({**to_dict(opened, found), "expected": None if said is None else said.to_dict()})
-        return
-    typer.echo(str(found))
-    if said is not None:
-        typer.echo(f"\n{said.text}")
-    for note in (*found.notes, *opened.given.notes):
-        typer.echo(f"Note: {note}")
-    if run is not None:
-        typer.echo(f"Report: {report}")
+    content = {**to_dict(opened, found), "expected": None if said is None else said.to_dict()}
+    text = str(found) if said is None else f"{found}\n\n{said.text}"
+    print_found(text, content, as_json, report, (*found.notes, *opened.given.notes))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any, TextIO
 
 import typer
@@ -76,6 +77,32 @@ def print_json(content: Mapping[str, Any] | list[Any]) -> None:
     import json
 
     print(json.dumps(plain(content), indent=1, allow_nan=False), file=_kept[-1] if _kept else sys.stdout)
+
+
+def print_found(
+    found: object,
+    content: Mapping[str, Any],
+    as_json: bool,
+    report: Path | None = None,
+    notes: Iterable[str] = (),
+) -> None:
+    """Print what a command found.
+
+    Args:
+        found: its text is for people.
+        content: for scripts.
+        as_json: for scripts.
+        report: where it is written, if it is.
+        notes: what to know about it.
+    """
+    if as_json:
+        print_json(content)
+        return
+    typer.echo(str(found))
+    for note in notes:
+        typer.echo(f"Note: {note}")
+    if report is not None:
+        typer.echo(f"Report: {report}")
 
 
 def print_plan(plan: Mapping[str, Any], as_json: bool, first: str | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
-from mergescope.cli.printing import JSON, print_json, print_plan
+from mergescope.cli.printing import JSON, print_found, print_plan
 from mergescope.errors import MergescopeError
 
 if TYPE_CHECKING:
@@ -111,20 +111,16 @@ def search(
         )  # fmt: skip
         print_plan(plan, as_json)
         return
+    recipe = report = None
     with running(run):
         result = _found(parts, settings, coefficients, negate, ways)
         if run is not None:
             write_result(run, SEARCH, result, parts, settings)
             recipe = write_recipe(run, result, opened)
             report = build_report(run.path)
-    if as_json:
-        print_json(to_dict(result, opened.regime))
-        return
-    typer.echo(str(result))
-    if run is not None:
-        typer.echo(f"Report: {report}")
-        if recipe is not None:
-            typer.echo(f"Next: mergescope merge {recipe} OUT")
+    print_found(result, to_dict(result, opened.regime), as_json, report)
+    if recipe is not None and not as_json:
+        typer.echo(f"Next: mergescope merge {recipe} OUT")
 
 
 def _found(parts: Any, settings: Any, coefficients: bool, negate: bool, ways: list[Way] | None) -> Any:

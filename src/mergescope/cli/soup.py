@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
-from mergescope.cli.printing import JSON, print_json, print_plan
+from mergescope.cli.printing import JSON, print_found, print_plan
 
 VARIADIC = ("--models", "--data", "--layers")
 
@@ -75,14 +75,10 @@ def soup(
             test.models, parts["validation"].data, test.data, base=test.given.base, settings=settings
         )
 
+    report = None
     with running(run):
         result = found()
         if run is not None:
             write_result(run, SOUP, result, parts, settings)
             report = build_report(run.path)
-    if as_json:
-        print_json(to_dict(result, test.regime))
-        return
-    typer.echo(str(result))
-    if run is not None:
-        typer.echo(f"Report: {report}")
+    print_found(result, to_dict(result, test.regime), as_json, report)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
-from mergescope.cli.printing import JSON, print_json, print_plan
+from mergescope.cli.printing import JSON, print_found, print_plan
 
 VARIADIC = ("--models", "--data", "--pairs", "--lambdas", "--layers")
 
@@ -79,16 +79,10 @@ def stitch(
         blocks, most = max(plan["layers"].values()), max(plan["points"].values())
         print_plan(plan, as_json, f"{blocks} blocks; at most {most:,} points on a task's data")
         return
+    report = None
     with running(run):
         found = run_stitching(opened, protocol, settings)
         if run is not None:
             write_stitching(run, opened, found, settings)
             report = build_report(run.path)
-    if as_json:
-        print_json(to_dict(opened, found))
-        return
-    typer.echo(str(found))
-    for note in (*found.notes, *opened.given.notes):
-        typer.echo(f"Note: {note}")
-    if run is not None:
-        typer.echo(f"Report: {report}")
+    print_found(found, to_dict(opened, found), as_json, report, (*found.notes, *opened.given.notes))

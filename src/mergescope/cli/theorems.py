@@ -9,7 +9,7 @@ import typer
 
 from mergescope.cli.disentangle import parse_pairs
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
-from mergescope.cli.printing import JSON, print_json, print_plan
+from mergescope.cli.printing import JSON, print_found, print_plan
 
 VARIADIC = ("--models", "--data", "--pairs", "--coefficients", "--layers")
 
@@ -82,16 +82,10 @@ def theorems(
         first = f"{len(plan['pairs'])} pairs in {where}; coefficients of Theorem 4.3: {values}"
         print_plan(plan, as_json, first)
         return
+    report = None
     with running(run):
         found = run_theorems(opened, settings)
         if run is not None:
             write_theorems(run, opened, found)
             report = build_report(run.path)
-    if as_json:
-        print_json(to_dict(opened, found))
-        return
-    typer.echo(str(found))
-    for note in (*found.notes, *opened.given.notes):
-        typer.echo(f"Note: {note}")
-    if run is not None:
-        typer.echo(f"Report: {report}")
+    print_found(found, to_dict(opened, found), as_json, report, (*found.notes, *opened.given.notes))
