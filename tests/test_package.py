@@ -65,7 +65,9 @@ def test_the_wheel_works_in_an_environment_of_its_own(tmp_path):
         (wheel,) = (tmp_path / "dist").glob("*.whl")
         own = tmp_path / "own" / "bin"
         run(sys.executable, "-m", "venv", own.parent)
-        run(own / "pip", "install", "--quiet", "--no-compile", "--constraint", ROOT / "constraints.txt", wheel)
+        run(
+            own / "pip", "install", "--quiet", "--no-compile", "--constraint", ROOT / "constraints.txt", wheel
+        )
         assert wheel.name.startswith("mergescope-0.") and __version__ in run(own / "mergescope", "--version")
         assert "ctl-fig2-mlp" in run(own / "mergescope", "study", "list")
         run(own / "python", ROOT / "docs" / "examples" / "tiny_models.py", "tiny")

@@ -146,6 +146,65 @@ def test_position_numbers_that_some_models_lack_are_left_out(with_ids, without):
     assert "embeddings.extra" in refused(mean_of("a", "b"), **other)
 
 
+BOTH = {
+    "shared.weight": torch.rand(4, 2), "encoder.block.0.w": torch.ones(2), "decoder.block.0.w": torch.ones(2),
+}  # fmt: skip
+ONCE_MORE = {
+    name: BOTH["shared.weight"] for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+}
+
+
+@pytest.mark.parametrize("states", [({}, ONCE_MORE), (ONCE_MORE, {}), (ONCE_MORE, ONCE_MORE)])
+def test_a_shared_embedding_is_merged_once_however_often_it_is_saved(states):
+    made = plan(mean_of("a", "b"), **{name: BOTH | more for name, more in zip("ab", states, strict=True)})
+    assert {job.name for job in made.jobs} == set(BOTH)
+    assert [note for note in made.notes if "once more" in note] == [
+        f"{name} is the shared embedding once more and is left out" for name in ONCE_MORE
+    ]
+    two = {"encoder.embed_tokens.weight": torch.ones(3, 2), "decoder.embed_tokens.weight": torch.ones(4, 2)}
+    assert {job.name for job in plan(mean_of("a", "b"), a=two, b=two).jobs} == set(two)  # two vocabularies
+
+
+def test_a_head_that_is_the_embedding_and_that_only_some_models_save_is_left_out():
+    head = {"lm_head.weight": BOTH["shared.weight"]}
+    made = plan(mean_of("a", "b"), a=BOTH, b=BOTH | head)
+    assert {job.name for job in made.jobs} == set(BOTH)
+    assert list(made.notes) == ["lm_head.weight equals the embedding and is left out"]
+    own = {"lm_head.weight": BOTH["shared.weight"] + 1}
+    assert {job.name for job in plan(mean_of("a", "b"), a=BOTH, b=BOTH | own).jobs} == {
+        *BOTH,
+        "lm_head.weight",
+    }
+
+
+def test_what_a_network_does_not_read_is_left_out_and_nothing_else(tmp_path):
+    table = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    config = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
+    a = write_model(tmp_path / "a", BOTH | {table: torch.zeros(2, 2)}, config)
+    b = write_model(tmp_path / "b", BOTH, config)
+    for first, second in ((a, b), (b, a)):
+        made = make_plan(read_recipe(mean_of(str(first), str(second))))
+        assert {job.name for job in made.jobs} == set(BOTH)
+        assert (
+            f"{table} is not read by T5ForConditionalGeneration and is left out: {b} lacks it" in made.notes
+        )
+    c = write_model(tmp_path / "c", BOTH | {"decoder.extra": torch.zeros(2)}, config)
+    with pytest.raises(MismatchError, match="decoder.extra"):
+        make_plan(read_recipe(mean_of(str(b), str(c))))
+
+
+def test_stacks_leave_out_what_follows_from_the_configuration_too():
+    masks = {f"h.{n}.attn.bias": torch.ones(1, 1, 2, 2) for n in range(3)}
+    recipe = """
+merge_method: linear
+slices:
+  - sources: [{model: a, layer_range: [0, 2], parameters: {weight: 1}},
+              {model: b, layer_range: [0, 2], parameters: {weight: 1}}]
+"""
+    made = plan(recipe, a=NET | masks, b=NET)
+    assert {job.name for job in made.jobs} == {key for key in NET if not key.startswith("h.2")}
+
+
 def test_running_statistics_are_noted():
     made = plan(mean_of("a", "b"), a={"bn.running_mean": torch.ones(2)}, b={"bn.running_mean": torch.ones(2)})
     assert made.statistics == ("bn.running_mean",) and "BatchNorm" in made.notes[0]

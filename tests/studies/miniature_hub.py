@@ -115,7 +115,11 @@ def llama(folder):
             tuned = tuned.half()
         if seed == 2:
             tuned.resize_token_embeddings(ROWS + 1, mean_resizing=False)
-        tuned.save_pretrained(folder / name)
+        given_models.save(tuned, folder / name)
+        if seed == 2:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder / name)
+            tokenizer.add_tokens(["[NEW]"])
+            tokenizer.save_pretrained(folder / name)
 
 
 def answers(root):

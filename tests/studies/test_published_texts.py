@@ -170,6 +170,16 @@ def test_families_of_texts_are_checked_and_compared(root):
     assert norm == pytest.approx(length, rel=1e-5)
 
 
+def test_families_of_texts_are_merged_however_they_were_saved(root, tmp_path):
+    run("merge", "--family", f"t5-six={root / 'models'}", "--method", "linear", "--out", tmp_path / "m")
+    names = ("t5-base-finetuned-imdb-sentiment", "t5-base-finetuned-squadv2")
+    one, other = (loaded(root, name, "T5ForConditionalGeneration").state_dict() for name in names)
+    merged = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "m")
+    assert merged.config.tie_word_embeddings is not False  # its outputs are scaled if they are tied
+    for name, value in merged.state_dict().items():
+        assert torch.allclose(value, (one[name] + other[name]) / 2, atol=1e-6), name
+
+
 # -- Llama -----------------------------------------------------------------------------------------
 
 
@@ -214,6 +224,22 @@ def test_the_corpus_is_read_from_a_copy_of_the_hubs_directory(root):
 def test_a_vocabulary_that_was_resized_is_told_by_check(root):
     told = run("check", "--family", f"llama2-13b={root / 'models'}").stdout
     assert f"vocab_size: {ROWS} in" in " ".join(told.split()) and "descends" in told
+
+
+@pytest.mark.parametrize(("method", "more"), [("task_arithmetic", 0), ("linear", 1)])
+def test_rows_of_a_family_are_merged_by_token(root, tmp_path, method, more):
+    out = tmp_path / "m"
+    run("merge", "--family", f"llama2-13b={root / 'models'}", "--method", method, "--out", out)
+    names = ("WizardLM-13B-V1.2", "WizardMath-13B-V1.0", "llama-2-13b-code-alpaca")
+    states = [loaded(root, name).state_dict() for name in names]
+    merged = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    assert merged.config.vocab_size == ROWS + more
+    for key in VOCABULARY:  # one of the models has a token that the base and the others lack
+        rows = merged.state_dict()[key]
+        mean = sum(state[key][:ROWS] for state in states) / len(states)
+        assert rows.shape[0] == ROWS + more and torch.allclose(rows[:ROWS], mean, atol=2e-3)
+        if more:
+            assert torch.allclose(rows[ROWS], states[1][key][ROWS], atol=2e-3)
 
 
 # -- rows of vocabularies --------------------------------------------------------------------------

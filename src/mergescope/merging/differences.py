@@ -11,7 +11,8 @@ from typing import Any
 from mergescope.errors import CheckpointError
 from mergescope.merging.findings import ConfigRow, Finding
 from mergescope.merging.vocabulary import HEADS, INPUTS
-from mergescope.weights.kinds import is_derived
+from mergescope.models.architecture import ignored_keys
+from mergescope.weights.kinds import is_copy, is_derived
 from mergescope.weights.point import TensorSpec
 
 MATTERS = re.compile(
@@ -59,11 +60,24 @@ def shape_findings(models: Sequence[Any]) -> list[Finding]:
             lost = [key for key in owner.spec if key not in lacking.spec]
             tied = [key for key in lost if _tied(lacking, key)]
             derived = [key for key in lost if is_derived(key, owner.spec[key].shape)]
-            missing = [key for key in lost if key not in tied and key not in derived]
+            copies = [key for key in lost if is_copy(key, owner.spec)]
+            missing = [key for key in lost if key not in {*tied, *derived, *copies}]
+            unread = ignored_keys(config_of(owner), missing) if missing else []
+            missing = [key for key in missing if key not in unread]
             if derived:
                 out.append(Finding(
                     "note", "keys", f"{lacking.name} lacks {_count(derived)} of {owner.name}: {grouped(derived)} "
                     "(follows from the configuration, no weight).", tuple(derived),
+                ))  # fmt: skip
+            if copies:
+                out.append(Finding(
+                    "note", "keys", f"{owner.name} stores its shared embedding more than once: {', '.join(copies)}.",
+                    tuple(copies),
+                ))  # fmt: skip
+            if unread:
+                out.append(Finding(
+                    "note", "keys", f"{lacking.name} lacks {_count(unread)} of {owner.name}: {grouped(unread)} (its "
+                    "network does not read that).", tuple(unread),
                 ))  # fmt: skip
             if tied:
                 out.append(Finding(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,10 @@ from mergescope.merging.blocks import (
     stacks,
 )
 from mergescope.merging.recipe import Module, Recipe, Slice
+from mergescope.merging.values import equal_tensors
 from mergescope.merging.vocabulary import HEADS, INPUTS
-from mergescope.weights.kinds import is_derived
+from mergescope.models.architecture import ignored_keys
+from mergescope.weights.kinds import is_copy, is_derived
 
 ARCHITECTURE = "Merge models of one architecture."
 RANGES = "Correct the layer ranges."
@@ -96,6 +98,7 @@ class Layout:
         self._recipe, self._models, self._configs, self._problems = recipe, models, configs, problems
         self.notes: list[str] = []
         self.blocks: dict[str, list[Block]] = {}
+        self._left_out: set[str] = set()
 
     def tensors(self, module: Module) -> Iterator[Wanted]:
         """The output's tensors in one module.
@@ -156,7 +159,9 @@ class Layout:
         return {
             key: None
             for key in spec
-            if module.holds(key) and not (tied and is_head(key) and self.embedding(model, spec[key].shape))
+            if module.holds(key)
+            and key not in self._left_out
+            and not (tied and is_head(key) and self.embedding(model, spec[key].shape))
         }
 
     # -- whole models ----------------------------------------------------------------------
@@ -167,13 +172,11 @@ class Layout:
         if base is not None and base not in taking:
             taking.append(base)
         first = base or taking[0]
+        self._leave_out(taking)
         # All of the first's tensors, and heads that it ties to its embedding but others do not.
         names = self._names(first, module)
-        self._leave_out_derived(names, first, taking)
         for model in taking:
             for key in self._names(model, module):
-                if key not in names and is_derived(key, self._models[model].spec[key].shape):
-                    continue
                 if key not in names and self.key_in(first, key) is not None:
                     names[key] = None
                 elif key not in names:
@@ -186,20 +189,48 @@ class Layout:
         for name in names:
             yield Wanted(part, name, [name] * len(part.sources), name, depth_of(name, counts))
 
-    def _leave_out_derived(self, names: dict[str, None], first: str, taking: list[str]) -> None:
-        # Position numbers and the like follow from the configuration: some versions of transformers
-        # store them, others don't. What not all models have is left out.
-        for key in list(names):
+    def _leave_out(self, taking: Sequence[str]) -> None:
+        # Tensors that say nothing of their own, which some versions of transformers store and others don't.
+        owners: dict[str, list[str]] = {}
+        for model in taking:
+            for key in self._models[model].spec:
+                owners.setdefault(key, []).append(model)
+        unknown: dict[str, list[str]] = {}
+        for key, has in owners.items():
+            specs = [self._models[model].spec for model in has]
             lacking = [model for model in taking if self.key_in(model, key) is None]
-            if lacking and is_derived(key, self._models[first].spec[key].shape):
-                del names[key]
-                self.notes.append(
-                    f"{key} follows from the configuration and is left out: {', '.join(lacking)} lacks it"
-                )
+            if all(is_copy(key, spec) for spec in specs):
+                self._note_left_out(key, "is the shared embedding once more")
+            elif is_head(key) and len(has) < len(taking) and all(self._repeats(model, key) for model in has):
+                self._note_left_out(key, "equals the embedding")
+            elif lacking and all(is_derived(key, spec[key].shape) for spec in specs):
+                self._note_left_out(key, "follows from the configuration", lacking)
+            elif lacking:
+                unknown[key] = lacking
+        for model in taking if unknown else ():
+            own = [key for key in unknown if owners[key][0] == model]
+            for key in ignored_keys(self._configs[model], own):
+                named = (self._configs[model] or {})["architectures"][0]
+                self._note_left_out(key, f"is not read by {named}", unknown[key])
+
+    def _repeats(self, model: str, head: str) -> bool:
+        # Not always told by the configuration: that of T5 is silent, and its head is the embedding.
+        rows = self.embedding(model, self._models[model].spec[head].shape)
+        tied = (self._configs[model] or {}).get("tie_word_embeddings") is not False
+        return tied and rows is not None and equal_tensors(self._models[model], head, rows)
+
+    def _note_left_out(self, key: str, why: str, lacking: Sequence[str] = ()) -> None:
+        if key not in self._left_out:
+            self._left_out.add(key)
+            told = f": {', '.join(lacking)} lack{'s' * (len(lacking) == 1)} it" if lacking else ""
+            self.notes.append(f"{key} {why} and is left out{told}")
 
     # -- stacked blocks --------------------------------------------------------------------
 
     def _stack(self, module: Module) -> Iterator[Wanted]:
+        taking = [source.model for part in module.slices for source in part.sources]
+        taking += [base for part in module.slices if (base := self.base_of(part)) is not None]
+        self._leave_out(list(dict.fromkeys(taking)))
         first, last = module.slices[0], module.slices[-1]
         model = first.sources[0].model
         names = self._names(model, module)
@@ -242,7 +273,7 @@ class Layout:
         held: dict[int, list[str]] = {}
         for key in self._models[model].spec:
             place = place_of(key)
-            if place.stack == stack:
+            if place.stack == stack and key not in self._left_out:
                 held.setdefault(place.index, []).append(place.rest)
         return held
 

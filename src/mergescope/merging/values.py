@@ -77,7 +77,7 @@ def tied_findings(models: Sequence[Any]) -> list[Finding]:
         rows = next((key for key in model.spec if key.endswith(INPUTS)), None)
         if rows is None or (head is not None and model.spec[head].shape != model.spec[rows].shape):
             continue
-        if head is None or _equal(model, head, rows):
+        if head is None or equal_tensors(model, head, rows):
             equal.append(model.name)
             continue
         own.append(model.name)
@@ -94,8 +94,23 @@ def tied_findings(models: Sequence[Any]) -> list[Finding]:
     return out
 
 
-def _equal(model: Any, head: str, rows: str) -> bool:
+def equal_tensors(model: Any, one: str, other: str) -> bool:
+    """Whether two tensors of a model are the same numbers.
+
+    Args:
+        model: a checkpoint.
+        one: a tensor's name.
+        other: of a tensor of its shape.
+
+    Returns:
+        Whether they are. Reading ends with the first chunk that differs.
+
+    Example:
+        >>> from mergescope import Checkpoint
+        >>> equal_tensors(Checkpoint({"wte.weight": torch.ones(2, 2), "head": torch.ones(2, 2)}), "head", "wte.weight")
+        True
+    """
     return all(
-        torch.equal(model.rows(head, start, stop), model.rows(rows, start, stop))
-        for _, start, stop in chunks_of(model, [head], CHUNK)
+        torch.equal(model.rows(one, start, stop), model.rows(other, start, stop))
+        for _, start, stop in chunks_of(model, [one], CHUNK)
     )

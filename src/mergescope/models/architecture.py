@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,6 +155,28 @@ class Architecture:
         return CheckpointError(
             f"transformers can't build {self.name}{kind} from {self.gguf or self.directory}: {error}"
         )
+
+
+def ignored_keys(config: Mapping[str, Any] | None, keys: Iterable[str]) -> list[str]:
+    """Tensors that the network of a configuration leaves unread: older versions of transformers saved them.
+
+    Args:
+        config: what ``config.json`` says.
+        keys: of tensors in the checkpoint.
+
+    Returns:
+        Those that transformers' class passes over; none if the configuration names no such class.
+
+    Example:
+        >>> table = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+        >>> ignored_keys({"architectures": ["T5ForConditionalGeneration"]}, [table, "shared.weight"]) == [table]
+        True
+    """
+    named = Architecture("", None, dict(config or {})).named_class()
+    patterns = [
+        re.compile(pattern) for pattern in getattr(named, "_keys_to_ignore_on_load_unexpected", None) or ()
+    ]
+    return [key for key in keys if any(pattern.search(key) for pattern in patterns)]
 
 
 def find_gguf(source: str | os.PathLike[str]) -> Path | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from mergescope.errors import MergescopeError, StudyError, did_you_mean, near_pa
 from mergescope.studies.families import FamilyDirectory, is_family, read_family
 from mergescope.studies.published import DECLARED, PublishedFamily, open_family
 from mergescope.studies.published_clip import ClipFamily
+from mergescope.studies.published_texts import TextFamily
 from mergescope.weights import Checkpoint
 
 
@@ -130,7 +131,7 @@ def family_recipe(
         regime: label of a regime of a family directory.
         method: the merge method.
         parameters: of the method. One that it has for each model is given to all; ``weight`` is
-            1 / number of models where it has no default.
+            1 / number of models where it has no default. Where vocabularies differ in size, rows are matched by token.
         base: where the base is now.
 
     Returns:
@@ -158,4 +159,18 @@ def family_recipe(
         given.setdefault("weight", 1 / len(found.models))
     models = [{"model": str(path)} for path in found.models.values()]
     recipe: dict[str, Any] = {"merge_method": method, "models": models, "parameters": given}
-    return recipe if kind.base == "none" else {**recipe, "base_model": found.place}
+    references = list(found.models.values())
+    if kind.base != "none":
+        recipe["base_model"] = found.place
+        references.append(found.place)
+    if isinstance(found, TextFamily) and _sizes_differ(references):
+        recipe["tokenizer_source"] = "union" if kind.base == "none" else "base"
+    return recipe
+
+
+def _sizes_differ(references: Sequence[str]) -> bool:
+    # Some fine-tunes add a token; what was trained here has the base's.
+    from mergescope.merging.vocabulary import vocabulary_rows
+    from mergescope.weights.references import open_model
+
+    return len({vocabulary_rows(open_model(reference)) for reference in references}) > 1

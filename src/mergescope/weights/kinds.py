@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 OUTSIDE = ("embedding", "norm", "head", "other")
 """Names of the groups of tensors outside the blocks, by kind."""
@@ -44,6 +46,9 @@ DERIVED = (
 )
 """Ends of names of buffers that follow from the configuration; some versions of transformers store them."""
 
+_COPY = re.compile(r"(en|de)coder\.embed_tokens\.weight$")
+"""Of encoder-decoders whose two sides share one embedding."""
+
 _NUMBERED = re.compile(r"^(.*?\.\d+)\.")
 
 
@@ -65,6 +70,30 @@ def is_derived(name: str, shape: tuple[int, ...]) -> bool:
     """
     mask = name.endswith(("attn.bias", "attention.bias")) and len(shape) == 4 and shape[:2] == (1, 1)
     return mask or name.rpartition(".")[2] in DERIVED
+
+
+def is_copy(name: str, spec: Mapping[str, Any]) -> bool:
+    """Whether a tensor is another one of the model, saved once more.
+
+    Encoder-decoders as T5 and BART have one embedding for both sides; old versions of transformers saved it for each.
+
+    Args:
+        name: the tensor's name.
+        spec: of the model: name to shape and dtype.
+
+    Returns:
+        True for an embedding of the encoder or decoder beside the shared one.
+
+    Example:
+        >>> import torch
+        >>> from mergescope import Checkpoint
+        >>> names = ("shared.weight", "encoder.embed_tokens.weight", "lm_head.weight")
+        >>> model = Checkpoint({name: torch.ones(4, 2) for name in names})
+        >>> [is_copy(name, model.spec) for name in names]
+        [False, True, False]
+    """
+    shared = _COPY.sub("shared.weight", name)
+    return shared != name and shared in spec and spec[shared].shape == spec[name].shape
 
 
 def kind_of(name: str) -> str:
