@@ -157,9 +157,9 @@ def family_recipe(
     given = dict(parameters)
     if any(each.name == "weight" and each.default is None for each in kind.parameters):
         given.setdefault("weight", 1 / len(found.models))
-    models = [{"model": str(path)} for path in found.models.values()]
+    references = [str(path) for path in found.models.values()]
+    models = [{"model": reference} for reference in references]
     recipe: dict[str, Any] = {"merge_method": method, "models": models, "parameters": given}
-    references = list(found.models.values())
     if kind.base != "none":
         recipe["base_model"] = found.place
         references.append(found.place)
