@@ -350,12 +350,13 @@ def test_a_removed_model_is_made_again(inputs, made, family):
 
 
 def test_recipes_of_merges_name_all_models(made):
-    recipe = family_recipe(str(made.path), "full", "task_arithmetic", {})
+    recipe, opened = family_recipe(str(made.path), "full", "task_arithmetic", {})
+    assert opened == {}
     assert recipe["base_model"] == made.base.reference and recipe["parameters"] == {"weight": 0.5}
     assert [each["model"] for each in recipe["models"]] == [
         str(made.path / "full" / t) for t in ("left", "right")
     ]
-    assert "base_model" in family_recipe(str(made.path), "full", "ties", {"density": 0.5})
+    assert "base_model" in family_recipe(str(made.path), "full", "ties", {"density": 0.5})[0]
     with pytest.raises(MergescopeError, match="no merge method 'tis'.*Did you mean: ties"):
         family_recipe(str(made.path), "full", "tis", {})
     with pytest.raises(MergescopeError, match="--method"):

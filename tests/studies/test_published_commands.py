@@ -101,6 +101,31 @@ def test_a_published_family_is_checked_and_compared(folder):
         assert found[model.name] == pytest.approx(float(sum(squares)) ** 0.5, rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["task_arithmetic", "linear"])
+def test_the_towers_of_a_published_family_are_merged(folder, tmp_path, method):
+    """Into a vision model of the fine-tunes' class, with the base's processor where there is a base."""
+    place, out = folder / "models", tmp_path / "merged"
+    weight = 0.3 if method == "task_arithmetic" else 1
+    said = run(
+        "merge", "--family", place, "--method", method, "--parameter", f"weight={weight}", "--out", out
+    )
+    assert f"with --family {place} only" in " ".join(said.stdout.split())
+    merged, info = transformers.CLIPVisionModel.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    base, models = family_models(str(place))
+    entries = {key.rpartition("vision_model.")[2]: value for key, value in merged.state_dict().items()}
+    assert len(entries) == len(base.spec)
+    for key in base.spec:
+        start, tuned = base.tensor(key), [model.tensor(key) for model in models]
+        wanted = sum(tuned) / len(tuned)
+        if method == "task_arithmetic":
+            wanted = start + 0.3 * sum(each - start for each in tuned)
+        assert torch.allclose(entries[key.rpartition("vision_model.")[2]], wanted, atol=1e-6), key
+    assert "--family" in (out / "README.md").read_text()
+    if method == "task_arithmetic":
+        assert transformers.CLIPImageProcessor.from_pretrained(out).size
+
+
 def test_clip8_is_opened_by_name_and_backbone():
     plain, large = find_family("clip8"), find_family("clip8:large-patch14")
     assert isinstance(plain, PublishedFamily) and plain.base == "openai/clip-vit-base-patch32"
@@ -113,8 +138,6 @@ def test_clip8_is_opened_by_name_and_backbone():
 def test_what_a_published_family_can_not_do_is_told(folder):
     with pytest.raises(MergescopeError, match="measured in float32"):
         run("measure", *arguments(folder), "--dtype", "bfloat16")
-    with pytest.raises(MergescopeError, match="vision towers"):
-        run("merge", "--family", folder / "models", "--method", "linear", "--out", folder / "m")
     with pytest.raises(StudyError, match="--regime has no meaning"):
         run("check", "--family", folder / "models", "--regime", "full")
 

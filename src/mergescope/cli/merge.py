@@ -56,8 +56,12 @@ def merge(
 
     started = time.perf_counter()
     parse_size(max_shard_size)
-    source, out = _what_and_where(recipe, out, family, family_out, (regime, method, parameter, base))
-    plan = make_plan(read_recipe(source), seed=seed)
+    source, opened, out = _what_and_where(recipe, out, family, family_out, (regime, method, parameter, base))
+    plan = make_plan(read_recipe(source), seed=seed, opened=opened)
+    if opened:
+        plan.notes.append(
+            f"vision towers of CLIP models: with --family {family} only, the recipe names whole models"
+        )
     chosen = plan.recipe.method
     count = threads or default_threads()
     typer.echo(f"{chosen.name}: {chosen.summary}")
@@ -114,7 +118,7 @@ def _what_and_where(
     family: str | None,
     family_out: Path | None,
     said: tuple[str | None, str | None, list[str] | None, str | None],
-) -> tuple[Any, Path]:
+) -> tuple[Any, dict[str, Any], Path]:
     from mergescope.errors import MergescopeError
 
     if family is None:
@@ -127,7 +131,7 @@ def _what_and_where(
             raise MergescopeError(
                 "Say what to merge and where: mergescope merge RECIPE OUT, or --family DIR --method METHOD --out OUT."
             )
-        return recipe, out
+        return recipe, {}, out
     if recipe is not None:
         raise MergescopeError(
             f"--family {family} takes the place of the recipe {recipe}. Name OUT with --out."
@@ -137,7 +141,8 @@ def _what_and_where(
     from mergescope.studies.opened_families import family_recipe
 
     regime, method, parameters, base = said
-    return family_recipe(family, regime, method, _parameters(parameters or []), base=base), family_out
+    made, opened = family_recipe(family, regime, method, _parameters(parameters or []), base=base)
+    return made, opened, family_out
 
 
 def _parameters(texts: list[str]) -> dict[str, Any]:

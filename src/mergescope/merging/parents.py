@@ -12,6 +12,7 @@ import xxhash
 from mergescope.merging.plan import CheckpointRows, Job, Plan
 from mergescope.merging.shards import raw_bytes
 from mergescope.merging.streams import CHUNK, Rows
+from mergescope.weights import Checkpoint
 from mergescope.weights.chunks import chunks_of
 from mergescope.weights.stores import content_digest
 
@@ -42,18 +43,19 @@ class Parents:
         return _Watched(rows, self._found) if type(rows) is CheckpointRows else rows
 
     def digests(self, plan: Plan, threads: int) -> dict[str, str]:
-        """Digest of every parent as [`Checkpoint.digest`][] gives it, reading what was not read yet.
+        """Digest of every checkpoint as [`Checkpoint.digest`][] gives it, reading what was not read yet.
 
         Args:
             plan: the plan that was carried out.
             threads: tensors read at once.
 
         Returns:
-            Model reference to digest.
+            Model reference to digest. Parts of a checkpoint have none.
         """
+        models = {name: model for name, model in plan.models.items() if isinstance(model, Checkpoint)}
         jobs = [
             (model, key)
-            for model in plan.models.values()
+            for model in models.values()
             for key in model.spec
             if (id(model), key) not in self._found
         ]
@@ -64,7 +66,7 @@ class Parents:
             }
         return {
             name: content_digest({key: (spec, found[id(model), key]) for key, spec in model.spec.items()})
-            for name, model in plan.models.items()
+            for name, model in models.items()
         }
 
 

@@ -123,7 +123,7 @@ def family_recipe(
     parameters: Mapping[str, Any],
     *,
     base: str | None = None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """A merge recipe for all models of a family.
 
     Args:
@@ -135,10 +135,12 @@ def family_recipe(
         base: where the base is now.
 
     Returns:
-        For [`read_recipe`][mergescope.merging.recipe.read_recipe].
+        For [`read_recipe`][mergescope.merging.recipe.read_recipe]; and for
+        [`make_plan`][mergescope.merging.plan.make_plan], models that are parts of what their references name: the
+        vision tower of CLIP.
 
     Raises:
-        MergescopeError: no method is named, there is none of that name, or the family is of vision towers.
+        MergescopeError: no method is named, or there is none of that name.
     """
     from mergescope.merging.methods import METHODS
 
@@ -148,11 +150,6 @@ def family_recipe(
             f"{said}.{did_you_mean(method or '', METHODS)} Methods: {', '.join(sorted(METHODS))}."
         )
     found = find_family(text, regime, base=base)
-    if isinstance(found, ClipFamily):
-        raise MergescopeError(
-            f"{text} is a family of vision towers, which have other tensors than their base. Merge them in Python: "
-            "ms.save(base + 0.3 * (a - base), ...) with the towers of open_family()."
-        )
     kind = METHODS[method]
     given = dict(parameters)
     if any(each.name == "weight" and each.default is None for each in kind.parameters):
@@ -165,7 +162,7 @@ def family_recipe(
         references.append(found.place)
     if isinstance(found, TextFamily) and _sizes_differ(references):
         recipe["tokenizer_source"] = "union" if kind.base == "none" else "base"
-    return recipe
+    return recipe, found.mergeable() if isinstance(found, ClipFamily) else {}
 
 
 def _sizes_differ(references: Sequence[str]) -> bool:

@@ -16,6 +16,7 @@ import torch
 from mergescope.data.processors import VOCABULARIES
 from mergescope.data.registry import TaskSpec
 from mergescope.errors import CheckpointError, MismatchError, StudyError, did_you_mean
+from mergescope.merging.configs import set_dtype
 from mergescope.models.heads import Head
 from mergescope.models.loading import load_weights
 from mergescope.models.with_head import BACKBONE, WithHead
@@ -47,6 +48,11 @@ class ClipFamily:
     models: Mapping[str, str]
     tasks: Mapping[str, TaskSpec]
     head: str = "zero-shot"
+
+    @property
+    def place(self) -> str:
+        """Where the base is."""
+        return self.base
 
     @property
     def data(self) -> tuple[str, ...]:
@@ -84,6 +90,24 @@ class ClipFamily:
         """
         base, towers = self.towers()
         return Part(base, "base"), [Part(tower, task) for task, tower in towers.items()]
+
+    def mergeable(self) -> dict[str, Part]:
+        """Base and fine-tunes as vision models of the class and with the tensor names of the first fine-tune.
+
+        Returns:
+            Reference to model, the base first. Their files stay where they are: the base's are a whole CLIP model.
+        """
+        base, towers = self.towers()
+        first = next(iter(towers.values()))
+        config = dict(first.source.config or {})
+        set_dtype(config, "float32")  # as they are opened
+
+        def part(tower: Selection, name: str) -> Part:
+            names = {saved: tower.names[name] for name, saved in first.names.items()}
+            return Part(Selection(tower.source, names), name, whole=True, config=config)
+
+        models = {reference: part(towers[task], task) for task, reference in self.models.items()}
+        return {self.base: part(base, "base"), **models}
 
     def network(self, task: str, head: Head | None = None, *, cache: Path | None = None) -> WithHead:
         """The base's vision tower and projection with a task's head, in eval mode.

@@ -17,12 +17,15 @@ class Part:
         view: the chosen tensors.
         name: of the model.
         whole: whether they are the whole model, so that its configuration and tokenizer count, too.
+        config: of the network that these tensors are the whole of, if it is another one than the checkpoint's.
     """
 
-    def __init__(self, view: Selection, name: str, *, whole: bool = False) -> None:
+    def __init__(
+        self, view: Selection, name: str, *, whole: bool = False, config: dict[str, Any] | None = None
+    ) -> None:
         self.view, self.name, self.spec = view, name, view.spec
         self.identity, self.commit = view.identity, view.source.commit
-        self.config: dict[str, Any] | None = view.source.config if whole else None
+        self.config: dict[str, Any] | None = view.source.config if whole and config is None else config
         self.directory: Path | None = view.source.directory if whole else None
 
     @property
