@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
+import transformers
 from miniature_hub import hub
 from typer.testing import CliRunner
 
@@ -143,6 +145,26 @@ def test_copies_under_the_root_stand_for_the_hub(shop, tmp_path):
     assert local_data("t5-six", Sources(None)) == []
     with pytest.raises(StudyError, match="no family 't5-sixx'.*Did you mean: t5-six"):
         family_named("t5-sixx", shop)
+
+
+def test_what_a_search_found_for_a_published_family_can_be_merged(root, tmp_path):
+    def told(*words):
+        return CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False).stdout
+
+    family = [
+        "--family",
+        f"clip8={root / 'models'}",
+        "--data",
+        f"mnist={root / 'mnist'}",
+        f"svhn={root / 'svhn'}",
+    ]
+    found = told("search", *family, "--grid", 0, 0.25, "--limit", 0, "--out", tmp_path / "found")
+    lam = re.search(r"lambda = ([\d.]+)", found)[1]
+    (command,) = re.findall(r"Next: mergescope (.*)", found)
+    assert f"weight={float(lam):g} " in command and not (tmp_path / "found" / "recipe.yml").exists()
+    told(*command.replace("OUT", str(tmp_path / "merged")).split())
+    merged = transformers.CLIPVisionModel.from_pretrained(tmp_path / "merged")
+    assert merged.config.model_type == "clip_vision_model"
 
 
 def test_without_copies_and_network_what_is_missing_is_told(work, tmp_path):

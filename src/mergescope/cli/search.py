@@ -69,7 +69,7 @@ def search(
     from mergescope.protocols.measure import Settings
     from mergescope.protocols.tuning import ArithmeticSettings
     from mergescope.reports import build_report
-    from mergescope.studies.arithmetic import SEARCH, to_dict, write_recipe, write_result
+    from mergescope.studies.arithmetic import SEARCH, merge_command, to_dict, write_recipe, write_result
     from mergescope.studies.given import DataOptions
     from mergescope.studies.protocol_runs import open_models, open_parts, running
     from mergescope.studies.rundir import open_run
@@ -111,16 +111,16 @@ def search(
         )  # fmt: skip
         print_plan(plan, as_json)
         return
-    recipe = report = None
+    following = report = None
     with running(run):
         result = _found(parts, settings, coefficients, negate, ways)
         if run is not None:
             write_result(run, SEARCH, result, parts, settings)
-            recipe = write_recipe(run, result, opened)
+            following = merge_command(result, opened, write_recipe(run, result, opened))
             report = build_report(run.path)
     print_found(result, to_dict(result, opened.regime), as_json, report)
-    if recipe is not None and not as_json:
-        typer.echo(f"Next: mergescope merge {recipe} OUT")
+    if following is not None and not as_json:
+        typer.echo(f"Next: {following}")
 
 
 def _found(parts: Any, settings: Any, coefficients: bool, negate: bool, ways: list[Way] | None) -> Any:

@@ -13,6 +13,7 @@ from mergescope.protocols.arithmetic import Addition
 from mergescope.protocols.coefficients import CoefficientSearch
 from mergescope.protocols.scores import ModelScores, best_of, score_grid, score_table, scores_of
 from mergescope.protocols.tuning import ArithmeticSettings
+from mergescope.studies.families import is_family
 from mergescope.studies.given import split_name
 from mergescope.studies.protocol_runs import Opened, write_protocol_run
 from mergescope.studies.rundir import Row, RunDirectory
@@ -195,6 +196,27 @@ def write_recipe(run: RunDirectory, result: Any, opened: Opened) -> Path | None:
     with atomic_file(path) as temporary:
         temporary.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
     return path
+
+
+def merge_command(result: Any, opened: Opened, recipe: Path | None) -> str | None:
+    """How to write the model that a search found.
+
+    Args:
+        result: of a search.
+        opened: the models.
+        recipe: of [`write_recipe`][].
+
+    Returns:
+        A command, in which OUT is the directory to make; None if no merge says it. Of a published family, whose models
+        have other tensors than their base, no recipe does, but the family by its name.
+    """
+    if recipe is not None:
+        return f"mergescope merge {recipe} OUT"
+    published = opened.family is not None and not is_family(Path(opened.family))
+    if not published or not isinstance(result, Addition) or result.linearized:
+        return None
+    method = f"--method task_arithmetic --parameter weight={result.lam:g}"
+    return f"mergescope merge --family {opened.family} {method} --out OUT"
 
 
 def to_dict(result: Result, regime: str) -> dict[str, Any]:
