@@ -107,6 +107,7 @@ class FileStore:
         self.metadata: dict[str, str] = {}
         self._begin: dict[str, int] = {}
         self._open: dict[Path, Any] = {}
+        self._views: dict[str, torch.Tensor] = {}
         self._descriptors: dict[Path, BinaryIO] = {}
         self.spec, self._where = read_shards(self.name, located, self._read_header)
         self.identity = files_identity(located.shards)
@@ -152,8 +153,11 @@ class FileStore:
         Raises:
             CheckpointError: the file can't be read.
         """
+        # A view takes no memory, and making it takes as long as a small tensor's sum with another one.
+        if key in self._views:
+            return self._views[key]
         try:
-            return self._handle(self._where[key]).get_tensor(key)
+            return self._views.setdefault(key, self._handle(self._where[key]).get_tensor(key))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"Reading {key!r} of {self.name} from {self._where[key]} failed: {error}."
@@ -203,6 +207,7 @@ class FileStore:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {
             "_open": {},
+            "_views": {},
             "_descriptors": {},
         }  # handles don't cross process borders; paths do
 
