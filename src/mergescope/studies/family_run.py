@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -114,47 +115,52 @@ class FamilyPlan:
             require_tensorboard()
         if engine is not None and (tensorboard is not None or on_log is not None):
             raise StudyError("Steps are logged by this process only. Leave the workers or the logs out.")
-        if _is_on_disk(self.family, self.models, self.tasks):
+        if engine is not None:
+            train_together([self], engine, device)
+            return self.family
+        if self.is_on_disk:
             return self.family
         with RunDirectory(self.family.path).locked():
-            self.family = self.family.with_models(self.tasks, ())
-            self.family.write()
-            if engine is not None:
-                self._train(engine, device)
+            self._begin()
             for place, model in enumerate(self.models):
-                folder = self.family.folder(model.regime, model.task)
-                if not model.finished and engine is None:
+                if not model.finished:
                     prepared = prepare(model.tune, base=self.base, data=self.data.get(model.task))
                     if not any(other.task == model.task for other in self.models[place + 1 :]):
                         self.data.pop(model.task, None)
                     logs = None if tensorboard is None else tensorboard / model.regime / model.task
                     finetune(
-                        prepared, folder, progress=progress, tensorboard=logs, device=device, on_log=on_log,
-                        threads=threads,
+                        prepared, self._folder(model), progress=progress, tensorboard=logs, device=device,
+                        on_log=on_log, threads=threads,
                     )  # fmt: skip
-                self.family = self.family.with_models({}, [_member(model, folder)])
-                self.family.write()
+                self._add(model)
         return self.family
 
-    def _train(self, engine: Engine, device: str | None) -> None:
-        # Data that wait here are of no use to other processes.
-        self.data.clear()
-        missing = [
-            _Item(
-                model.tune,
-                self.family.folder(model.regime, model.task),
-                device,
-                model.steps,
-                model.fingerprints,
-            )
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether nothing is left to do."""
+        known = {(member.regime, member.task): member.key for member in self.family.members}
+        return all(
+            model.finished and known.get((model.regime, model.task)) == model.key for model in self.models
+        ) and all(name in self.family.tasks for name in self.tasks)
+
+    def _folder(self, model: Planned) -> Path:
+        return self.family.folder(model.regime, model.task)
+
+    def _begin(self) -> None:
+        self.family = self.family.with_models(self.tasks, ())
+        self.family.write()
+
+    def _add(self, model: Planned) -> None:
+        self.family = self.family.with_models({}, [_member(model, self._folder(model))])
+        self.family.write()
+
+    def _items(self, device: str | None) -> list[_Item]:
+        size = sum(spec.numel for spec in self.base.spec.values())
+        return [
+            _Item(model.tune, self._folder(model), device, size * model.steps, model.fingerprints)
             for model in self.models
             if not model.finished
         ]
-        missing.sort(key=lambda item: item.cost, reverse=True)
-        try:
-            engine.map(_train_one, missing, f"fine-tuning {self.family.path.name}")
-        finally:
-            _OPENED.clear()  # of this process, if it was the worker
 
     def to_dict(self) -> dict[str, Any]:
         """The plan for scripts.
@@ -184,7 +190,7 @@ class _Item:
     tune: FineTune
     folder: Path
     device: str | None
-    steps: int
+    work: int
     fingerprints: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -193,7 +199,38 @@ class _Item:
     @property
     def cost(self) -> float:
         # A step of the linearised network is a product with its Jacobian, forwards and backwards.
-        return self.steps * (2.5 if self.tune.regime == "linearized" else 1.0)
+        return self.work * self.tune.recipe.batch * (2.5 if self.tune.regime == "linearized" else 1.0)
+
+
+def train_together(plans: Sequence[FamilyPlan], engine: Engine, device: str | None = None) -> None:
+    """Train what is missing of several families, the longest first: workers rarely wait for each other.
+
+    Args:
+        plans: of families in different directories. Data that they keep in memory are let go.
+        engine: trains the models, each in a worker.
+        device: ``"cpu"`` or what accelerate finds.
+
+    Raises:
+        StudyError: another process works on a family.
+        MergescopeError: training diverged. What is done stays and is found by the next run.
+    """  # noqa: DOC502 (raised by what this calls)
+    plans = [plan for plan in plans if not plan.is_on_disk]
+    if not plans:
+        return
+    with ExitStack() as stack:
+        for plan in plans:
+            stack.enter_context(RunDirectory(plan.family.path).locked())
+            plan._begin()
+            plan.data.clear()  # of no use to other processes
+        missing = sorted((item for plan in plans for item in plan._items(device)), key=lambda it: -it.cost)
+        label = plans[0].family.path.name if len(plans) == 1 else f"{len(plans)} families"
+        try:
+            engine.map(_train_one, missing, f"fine-tuning {label}")
+        finally:
+            _OPENED.clear()  # of this process, if it was the worker
+        for plan in plans:
+            for model in plan.models:
+                plan._add(model)
 
 
 _OPENED: dict[str, TaskData] = {}
@@ -359,13 +396,6 @@ def _difference(old: Task, new: Task) -> str:
 
 def _listed(problems: Any) -> str:
     return "\n".join(f"  - {problem}" for problem in problems)
-
-
-def _is_on_disk(family: FamilyDirectory, models: list[Planned], tasks: Mapping[str, Task]) -> bool:
-    known = {(member.regime, member.task): member.key for member in family.members}
-    return all(
-        model.finished and known.get((model.regime, model.task)) == model.key for model in models
-    ) and all(name in family.tasks for name in tasks)
 
 
 def _member(model: Planned, folder: Path) -> Member:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mergescope.errors import StudyError, did_you_mean
+from mergescope.errors import MergescopeError, StudyError, did_you_mean
 from mergescope.models.efficientnet_lite import EfficientNetLite
 from mergescope.models.loading import load_weights
 from mergescope.models.nets import ViT
@@ -19,7 +19,7 @@ from mergescope.studies.families import is_family, read_family
 from mergescope.studies.opened_families import find_family
 from mergescope.studies.papers import data_sets, full_size
 from mergescope.studies.papers.data_sets import Sources
-from mergescope.studies.papers.workshop import FEW, PAPER, Workshop
+from mergescope.studies.papers.workshop import FEW, PAPER, Making, Workshop
 from mergescope.studies.published import DECLARED, copies_in
 from mergescope.weights import Checkpoint
 
@@ -30,14 +30,14 @@ REGIMES: dict[str, float] = {
 """Regimes of a transformer, and their learning rates in units of full fine-tuning's."""
 
 
-def rotated_digits(shop: Workshop) -> Path:
+def rotated_digits(shop: Workshop) -> Making:
     """CTL's Rotated MNIST: the MLP, pretrained on upright digits, fine-tuned on four angles.
 
     Args:
         shop: where.
 
     Returns:
-        Directory of the family.
+        The making of the family.
     """
     epochs = (2, 1) if shop.small else (20, 5)
     return full_size.rotated(
@@ -45,13 +45,16 @@ def rotated_digits(shop: Workshop) -> Path:
     )
 
 
-def split_images(shop: Workshop) -> Path:
+def split_images(shop: Workshop) -> Making:
     """CTL's Split CIFAR: a narrow ResNet-18, pretrained on two classes, fine-tuned on four other pairs.
 
     Of CIFAR-10 where it is at hand, else of the embedded digits.
 
     Args:
         shop: where.
+
+    Yields:
+        What is to be trained.
 
     Returns:
         Directory of the family.
@@ -64,7 +67,7 @@ def split_images(shop: Workshop) -> Path:
     start = data_sets.empty_net(net, shop.folder(f"{name}-start{shop.seed}"))
     limit, epochs = (64, (1, 1)) if shop.small else (1500, (12, 5))
     first = {"data": str(data), "classes": [0, 1], "limit": limit}
-    base = shop.base(
+    base = yield from shop.base(
         f"{name}-base{shop.seed}", start, first, {"lr": 0.1, "epochs": epochs[0], "batch": 64}, "mc-sgd"
     )
     tasks = {
@@ -73,14 +76,17 @@ def split_images(shop: Workshop) -> Path:
     }
     config = {"base": str(base), "tasks": tasks, "regimes": ["full"], "preset": "mc-sgd",
               "recipe": {"lr": 0.05, "epochs": epochs[1], "batch": 64}, "seed": shop.seed}  # fmt: skip
-    return shop.finetune(f"{name}{shop.seed}", config)
+    return (yield from shop.finetune(f"{name}{shop.seed}", config))
 
 
-def one_task(shop: Workshop) -> Path:
+def one_task(shop: Workshop) -> Making:
     """CTL Figs 4 to 6: a small ViT, pretrained on upright digits, fine-tuned on one task with different settings.
 
     Args:
         shop: where.
+
+    Yields:
+        What is to be trained.
 
     Returns:
         Directory of the family; its "tasks" are the settings.
@@ -90,7 +96,9 @@ def one_task(shop: Workshop) -> Path:
     start = data_sets.empty_net(net, shop.folder(f"digits-vit-start{shop.seed}"))
     upright, turned = shop.digits(0), shop.digits(45)
     recipe = {"optimizer": "adamw", "lr": 1e-3, "epochs": 1 if shop.small else 10, "batch": 64}
-    base = shop.base(f"digits-vit-base{shop.seed}", start, {"data": str(upright)}, recipe, "mc-sgd")
+    base = yield from shop.base(
+        f"digits-vit-base{shop.seed}", start, {"data": str(upright)}, recipe, "mc-sgd"
+    )
     rates = (1e-4, 2e-4, 4e-4, 8e-4) if shop.small else (1e-4, 2e-4, 4e-4)
     settings = [(lr, epochs) for lr in rates for epochs in ((1,) if shop.small else (2, 4))]
     tasks = {
@@ -99,16 +107,19 @@ def one_task(shop: Workshop) -> Path:
     }
     config = {"base": str(base), "tasks": tasks, "regimes": ["full"], "preset": "mc-sgd",
               "recipe": {"optimizer": "adamw", "batch": 64}, "seed": shop.seed}  # fmt: skip
-    return shop.finetune(f"one-task{shop.seed}", config)
+    return (yield from shop.finetune(f"one-task{shop.seed}", config))
 
 
-def efficientnet(shop: Workshop) -> Path:
+def efficientnet(shop: Workshop) -> Making:
     """EfficientNet-Lite0 with its published ImageNet weights, fine-tuned on small images that are enlarged.
 
     Digits, upright and turned; scikit-learn's digits; Fashion-MNIST where it is installed.
 
     Args:
         shop: where.
+
+    Yields:
+        What is to be trained.
 
     Returns:
         Directory of the family.
@@ -129,16 +140,19 @@ def efficientnet(shop: Workshop) -> Path:
     length = {"steps": 2} if shop.small else {"epochs": 2}
     config = {"base": str(base), "tasks": tasks, "regimes": ["full"], "preset": "mc-sgd", "limit": 1000,
               "recipe": {"optimizer": "adamw", "lr": 1e-4, "batch": 32, **length}, "seed": shop.seed}  # fmt: skip
-    return shop.finetune(f"efficientnet{shop.seed}", config)
+    return (yield from shop.finetune(f"efficientnet{shop.seed}", config))
 
 
-def images(shop: Workshop) -> Path:
+def images(shop: Workshop) -> Making:
     """The papers' eight image tasks in small: a ViT of 1.2 M parameters, pretrained here, in the asked regimes.
 
     Glyph sets where they are at hand, Fashion-MNIST where it is installed, scikit-learn's digits, rotated digits.
 
     Args:
         shop: where.
+
+    Yields:
+        What is to be trained.
 
     Returns:
         Directory of the family.
@@ -154,7 +168,7 @@ def images(shop: Workshop) -> Path:
         "optimizer": "adamw", "lr": 1e-3, "epochs": 12, "batch": 64, "weight_decay": 0.05, "warmup": 0.05,
         **({"steps": 20} if shop.small else {}),
     }  # fmt: skip
-    base = shop.base("vit-base", start, {"data": str(mixed)}, recipe, "clip")
+    base = yield from shop.base("vit-base", start, {"data": str(mixed)}, recipe, "clip")
     tasks = {
         name: str(folder)
         for name in data_sets.GLYPHS
@@ -174,7 +188,7 @@ def images(shop: Workshop) -> Path:
         "base": str(base), "tasks": tasks, "regimes": regimes, "preset": "clip",
         "recipe": {**length, "batch": 64, "warmup": 0.1}, "limit": 2000, "seed": shop.seed,
     }  # fmt: skip
-    return shop.finetune(f"images{shop.seed}", config)
+    return (yield from shop.finetune(f"images{shop.seed}", config))
 
 
 def _package(module: str, install: str) -> Path:
@@ -194,11 +208,14 @@ def _texts(shop: Workshop, *names: str) -> dict[str, str]:
     return dict(list(found.items())[:2]) if shop.small else found
 
 
-def language_models(shop: Workshop) -> Path:
+def language_models(shop: Workshop) -> Making:
     """SmolLM2 (135 M), dequantised from its published 4-bit file, fine-tuned on texts as a language model.
 
     Args:
         shop: where.
+
+    Yields:
+        What is to be trained.
 
     Returns:
         Directory of the family.
@@ -214,14 +231,17 @@ def language_models(shop: Workshop) -> Path:
         "regimes": list(shop.regimes), "preset": "lm", "head": "none", "limit": 1000, "max_length": 48,
         "recipe": {"lr": 2e-5, "steps": 2 if shop.small else 40, "batch": 8, "accumulate": 1}, "seed": shop.seed,
     }  # fmt: skip
-    return shop.finetune(f"language-models{shop.seed}", config)
+    return (yield from shop.finetune(f"language-models{shop.seed}", config))
 
 
-def texts(shop: Workshop) -> Path:
+def texts(shop: Workshop) -> Making:
     """all-MiniLM-L6-v2 on tasks of texts, gently enough for CTL.
 
     Args:
         shop: where.
+
+    Yields:
+        What is to be trained.
 
     Returns:
         Directory of the family.
@@ -236,10 +256,10 @@ def texts(shop: Workshop) -> Path:
         "preset": "sentence-encoder", "recipe": {**length, "lr": 1e-5}, "limit": 1000, "max_length": 40,
         "seed": shop.seed,
     }  # fmt: skip
-    return shop.finetune(f"texts{shop.seed}", config)
+    return (yield from shop.finetune(f"texts{shop.seed}", config))
 
 
-Maker = Callable[[Workshop], Path]
+Maker = Callable[[Workshop], Making]
 
 
 def _sized(small: Maker, full: Maker) -> Maker:
@@ -275,7 +295,10 @@ def family_named(name: str, shop: Workshop) -> str:
         StudyError: there is none of that name.
     """
     if name in FAMILIES:
-        return str(FAMILIES[name](shop))
+        (made,) = shop.make([FAMILIES[name](shop)])
+        if isinstance(made, MergescopeError):
+            raise made
+        return str(made)
     known, colon, backbone = name.partition(":")
     if known in DECLARED:
         copies = shop.sources.folder("models")

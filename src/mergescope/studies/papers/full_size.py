@@ -13,7 +13,7 @@ from mergescope.data.registry import TASKS
 from mergescope.models.nets import MLP
 from mergescope.models.resnet import ResNet
 from mergescope.studies.papers import data_sets
-from mergescope.studies.papers.workshop import Workshop
+from mergescope.studies.papers.workshop import Making, Workshop
 
 CLIP = "openai/clip-vit-{}"
 """Hub ids of CLIP's networks."""
@@ -31,7 +31,7 @@ def rotated(
     turned: Callable[[float], Path],
     pretraining: Recipe | None = None,
     tuning: Recipe | None = None,
-) -> Path:
+) -> Making:
     """CTL's MLP, pretrained on upright digits and fine-tuned on four angles.
 
     Args:
@@ -41,27 +41,32 @@ def rotated(
         pretraining: what differs from MC-SGD's recipe.
         tuning: likewise, of fine-tuning.
 
+    Yields:
+        What is to be trained.
+
     Returns:
         Directory of the family.
     """
     torch.manual_seed(shop.seed)
     start = data_sets.empty_net(MLP(), shop.folder(f"mlp-start{shop.seed}"))
     data = {angle: turned(angle) for angle in (0, 22.5, 45, 67.5, 90)}
-    base = shop.base(f"mlp-base{shop.seed}", start, {"data": str(data[0])}, pretraining or {}, "mc-sgd")
+    base = yield from shop.base(
+        f"mlp-base{shop.seed}", start, {"data": str(data[0])}, pretraining or {}, "mc-sgd"
+    )
     tasks = {f"{name}-{angle:g}": str(path) for angle, path in data.items() if angle}
     config = {"base": str(base), "tasks": tasks, "regimes": ["full"], "preset": "mc-sgd", "seed": shop.seed}
     more = {} if tuning is None else {"recipe": tuning}
-    return shop.finetune(f"rotated-{name}{shop.seed}", config | more)
+    return (yield from shop.finetune(f"rotated-{name}{shop.seed}", config | more))
 
 
-def rotated_mnist(shop: Workshop) -> Path:
+def rotated_mnist(shop: Workshop) -> Making:
     """CTL's Rotated MNIST, all by MC-SGD's recipe.
 
     Args:
         shop: where.
 
     Returns:
-        Directory of the family.
+        The making of the family.
     """
     source = shop.sources.folder("mnist") or TASKS["mnist"].source
     return rotated(
@@ -71,11 +76,14 @@ def rotated_mnist(shop: Workshop) -> Path:
     )
 
 
-def split_cifar100(shop: Workshop) -> Path:
+def split_cifar100(shop: Workshop) -> Making:
     """CTL's Split CIFAR-100: ResNet-18 of 20 channels, pretrained on 5 classes, fine-tuned on four other fives.
 
     Args:
         shop: where.
+
+    Yields:
+        What is to be trained.
 
     Returns:
         Directory of the family.
@@ -86,21 +94,21 @@ def split_cifar100(shop: Workshop) -> Path:
     first, *others = (
         {"data": data, "classes": list(range(at, at + size))} for at in range(0, 5 * size, size)
     )
-    base = shop.base(f"resnet-base{shop.seed}", start, first, {"epochs": 10}, "mc-sgd")
+    base = yield from shop.base(f"resnet-base{shop.seed}", start, first, {"epochs": 10}, "mc-sgd")
     tasks = {f"classes-{task['classes'][0]}-{task['classes'][-1]}": task for task in others}
     config = {"base": str(base), "tasks": tasks, "regimes": ["full"], "preset": "mc-sgd",
               "recipe": {"lr": 0.05, "epochs": 10}, "seed": shop.seed}  # fmt: skip
-    return shop.finetune(f"split-cifar100{shop.seed}", config)
+    return (yield from shop.finetune(f"split-cifar100{shop.seed}", config))
 
 
-def one_clip_task(shop: Workshop) -> Path:
+def one_clip_task(shop: Workshop) -> Making:
     """CLIP ViT-B/32, fine-tuned on CIFAR-100 with six settings of learning rate and label smoothing (CTL Figs 4 to 6).
 
     Args:
         shop: where.
 
     Returns:
-        Directory of the family; its "tasks" are the settings.
+        The making of the family; its "tasks" are the settings.
     """
     data = shop.sources.task("cifar100")
     settings = [{"lr": lr, "label_smoothing": share} for lr in (3e-6, 1e-5, 3e-5) for share in (0.0, 0.1)]
@@ -108,7 +116,7 @@ def one_clip_task(shop: Workshop) -> Path:
     return _clip(shop, f"one-clip-task{shop.seed}", "base-patch32", tasks, ["full"])
 
 
-def clip_tasks(shop: Workshop, backbone: str = "base-patch32") -> Path:
+def clip_tasks(shop: Workshop, backbone: str = "base-patch32") -> Making:
     """CLIP on the eight image tasks in the asked regimes (ATTN Table 1; TANGENT).
 
     A root that holds two or more of the data sets decides on the tasks: those that are there.
@@ -118,14 +126,14 @@ def clip_tasks(shop: Workshop, backbone: str = "base-patch32") -> Path:
         backbone: the vision transformer.
 
     Returns:
-        Directory of the family.
+        The making of the family.
     """
     here = [name for name in TASK_SETS["clip8"] if shop.sources.folder(name) is not None]
     tasks = {name: shop.sources.task(name) for name in (here if len(here) > 1 else TASK_SETS["clip8"])}
     return _clip(shop, f"clip-{backbone}-{shop.seed}", backbone, tasks, list(shop.regimes))
 
 
-def _clip(shop: Workshop, name: str, backbone: str, tasks: dict[str, Any], regimes: list[str]) -> Path:
+def _clip(shop: Workshop, name: str, backbone: str, tasks: dict[str, Any], regimes: list[str]) -> Making:
     config = {"base": shop.sources.model(CLIP.format(backbone)), "tasks": tasks, "regimes": regimes,
               "preset": "clip", "head": "zero-shot", "seed": shop.seed}  # fmt: skip
-    return shop.finetune(name, config)
+    return (yield from shop.finetune(name, config))

@@ -229,9 +229,8 @@ def run_steps(studies: Sequence[tuple[PaperStudy, Where]], preset: str) -> None:
             planned.append((study, where, todo))
             for job in todo if where.family is None else ():
                 wanted.setdefault((str(family_of(study, preset)), job.seed), []).append(job.regime)
-    for (name, seed), regimes in wanted.items():
-        with contextlib.suppress(MergescopeError):
-            _make(name, preset, studies[0][1], seed, regimes)
+    with contextlib.suppress(MergescopeError):
+        _make_together(wanted, preset, studies[0][1])
     missing: dict[Path, _Item] = {}
     for study, where, todo in planned:
         with contextlib.suppress(MergescopeError):
@@ -325,24 +324,45 @@ def _places(todo: Sequence[Job], families: Mapping[int, str], where: Where) -> l
 
 
 def _make(name: str, preset: str, where: Where, seed: int, labels: Iterable[str]) -> str:
-    regimes = tuple(dict.fromkeys(label for label in labels if label != "post-hoc"))
-    key = (name, preset, seed, where.work, where.sources, where.device, where.train_steps)
-    path, there = where.made.get(key, ("", frozenset()))
-    if not path or not there.issuperset(regimes):
-        shop = Workshop(
-            where.work / "families",
-            where.sources,
-            preset,
-            regimes,
-            seed,
-            where.progress,
-            where.engine,
-            where.device,
-            where.train_steps,
-        )
+    shop = _shop(preset, where, seed, labels)
+    path, there = where.made.get(_key(name, shop), ("", frozenset()))
+    if not path or not there.issuperset(shop.regimes):
         path = family_named(name, shop)
-        where.made[key] = path, there.union(regimes)
+        where.made[_key(name, shop)] = path, there.union(shop.regimes)
     return path
+
+
+def _make_together(wanted: Mapping[tuple[str, int], Iterable[str]], preset: str, where: Where) -> None:
+    shops = [
+        (name, _shop(preset, where, seed, labels))
+        for (name, seed), labels in wanted.items()
+        if name in FAMILIES
+    ]
+    if not shops:
+        return
+    made = shops[0][1].make([FAMILIES[name](shop) for name, shop in shops])
+    for (name, shop), path in zip(shops, made, strict=True):
+        if not isinstance(path, MergescopeError):  # the study that needs it tells what is wrong
+            where.made[_key(name, shop)] = str(path), frozenset(shop.regimes)
+
+
+def _shop(preset: str, where: Where, seed: int, labels: Iterable[str]) -> Workshop:
+    regimes = tuple(dict.fromkeys(label for label in labels if label != "post-hoc"))
+    return Workshop(
+        where.work / "families",
+        where.sources,
+        preset,
+        regimes,
+        seed,
+        where.progress,
+        where.engine,
+        where.device,
+        where.train_steps,
+    )
+
+
+def _key(name: str, shop: Workshop) -> tuple[Any, ...]:
+    return name, shop.size, shop.seed, shop.work, shop.sources, shop.device, shop.train_steps
 
 
 @dataclass(frozen=True)

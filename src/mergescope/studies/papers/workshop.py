@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from mergescope.errors import MergescopeError
 from mergescope.models.loading import usable_device
 from mergescope.studies.family_file import read_family_config
-from mergescope.studies.family_run import plan_family
+from mergescope.studies.family_run import FamilyPlan, plan_family, train_together
 from mergescope.studies.papers import data_sets
 from mergescope.studies.papers.data_sets import Sources
 from mergescope.tracing.engines import Engine, LocalEngine
@@ -82,28 +83,27 @@ class Workshop:
         steps = "" if self.train_steps is None else f"-{self.train_steps}-steps"
         return self.work / f"{name}-{self.size}{steps}"
 
-    def finetune(self, name: str, config: dict[str, Any]) -> Path:
-        """Fine-tune what is missing of a family.
+    def finetune(self, name: str, config: dict[str, Any]) -> Making:
+        """Ask for the fine-tuning of what is missing of a family.
 
         Args:
             name: of its directory.
             config: as in the YAML file of ``mergescope finetune``.
 
+        Yields:
+            The directory and the configuration.
+
         Returns:
             The directory.
         """
         out = self.folder(name)
-        if self.train_steps is not None:
-            config = with_steps(config, self.train_steps)
-        usable_device(self.device)  # accelerate would take the processor without a word
-        on_cpu = self.device == "cpu"  # several models at a time may be too many for another device
-        plan_family(read_family_config(config), out).run(
-            progress=self.progress, device="cpu" if on_cpu else None, engine=self.engine if on_cpu else None
-        )
+        yield out, config if self.train_steps is None else with_steps(config, self.train_steps)
         return out
 
-    def base(self, name: str, start: Path, task: dict[str, Any], recipe: dict[str, Any], preset: str) -> Path:
-        """Pretrain a base.
+    def base(
+        self, name: str, start: Path, task: dict[str, Any], recipe: dict[str, Any], preset: str
+    ) -> Making:
+        """Ask for the pretraining of a base.
 
         Args:
             name: of its directory.
@@ -112,13 +112,69 @@ class Workshop:
             recipe: what differs from the preset.
             preset: of the recipe.
 
+        Yields:
+            As [`Workshop.finetune`][].
+
         Returns:
             Directory of the trained model.
         """
         config = {
             "base": str(start), "tasks": {"pretraining": task}, "regimes": ["full"], "preset": preset, "recipe": recipe,
         }  # fmt: skip
-        return self.finetune(name, config) / "full" / "pretraining"
+        family = yield from self.finetune(name, config)
+        return family / "full" / "pretraining"
+
+    def make(self, makings: Sequence[Making]) -> list[Path | MergescopeError]:
+        """Make families together: what all of them wait for is trained at the same time.
+
+        Args:
+            makings: of families, for workshops that differ in regimes and seeds only.
+
+        Returns:
+            The directory of each, or what is wrong with it.
+
+        Raises:
+            MergescopeError: there is no such device, training diverged, or another process works on a family.
+        """  # noqa: DOC502 (raised by what this calls)
+        usable_device(self.device)  # accelerate would take the processor without a word
+        found: dict[int, Path | MergescopeError] = {}
+        while len(found) < len(makings):
+            plans: dict[Path, FamilyPlan] = {}
+            for number, making in enumerate(makings):
+                ended = None if number in found else self._next(making, plans)
+                if ended is not None:
+                    found[number] = ended
+            if plans:
+                self._train(list(plans.values()))
+        return [found[number] for number in range(len(makings))]
+
+    def _next(self, making: Making, plans: dict[Path, FamilyPlan]) -> Path | MergescopeError | None:
+        try:
+            out, config = next(making)
+            if out not in plans:  # repetitions share a base
+                plans[out] = self._plan(out, config)
+        except StopIteration as done:
+            return Path(done.value)
+        except MergescopeError as error:
+            return error
+        return None
+
+    def _plan(self, out: Path, config: dict[str, Any]) -> FamilyPlan:
+        plan = plan_family(read_family_config(config), out)
+        if self.device == "cpu":
+            plan.data.clear()  # workers open them; those of many families may be more than memory holds
+        return plan
+
+    def _train(self, plans: Sequence[FamilyPlan]) -> None:
+        if self.device == "cpu":
+            train_together(plans, self.engine, "cpu")
+            return
+        for plan in plans:  # several models at a time may be too many for another device
+            plan.run(progress=self.progress)
+
+
+Making: TypeAlias = Generator[tuple[Path, dict[str, Any]], None, Path]
+"""A family in the making: it asks for directories with the models of configurations, and ends with its own."""
 
 
 def with_steps(config: Mapping[str, Any], steps: int) -> dict[str, Any]:
