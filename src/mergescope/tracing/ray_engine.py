@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from types import TracebackType
+from threading import current_thread, main_thread
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 from mergescope.errors import MergescopeError
@@ -119,9 +122,14 @@ class RayEngine:
         if total == 0:
             return []
         call = _Call(pool, sender, iter(items), next(self._numbers), function)
-        with progress_bar(label, total) as advance:
+        with progress_bar(label, total) as advance, _noticed_interrupts() as stop_if_interrupted:
+
+            def advanced(count: int) -> None:
+                stop_if_interrupted()
+                advance(count)
+
             try:
-                call.work(self.workers if total is None else min(total, self.workers), advance)
+                call.work(self.workers if total is None else min(total, self.workers), advanced)
             except require_ray().exceptions.RayError as error:
                 pool.drop(call.busy)
                 raise MergescopeError(
@@ -133,6 +141,30 @@ class RayEngine:
                 raise
         call.require_all(label)
         return [call.results[number] for number in range(call.taken)]
+
+
+@contextmanager
+def _noticed_interrupts() -> Iterator[Callable[[], None]]:
+    # Ray drops an interrupt that arrives just when the result that it waits for does: what this yields raises it.
+    before = signal.getsignal(signal.SIGINT)
+    if current_thread() is not main_thread() or not callable(before):
+        yield lambda: None
+        return
+    noticed = []
+
+    def notice(number: int, frame: FrameType | None) -> None:
+        noticed.append(number)
+        before(number, frame)
+
+    def stop_if_interrupted() -> None:
+        if noticed:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, notice)
+    try:
+        yield stop_if_interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @dataclass
