@@ -161,6 +161,10 @@ def test_a_shared_embedding_is_merged_once_however_often_it_is_saved(states):
     assert [note for note in made.notes if "once more" in note] == [
         f"{name} is the shared embedding once more and is left out" for name in ONCE_MORE
     ]
+    other = {name: value + 1 for name, value in ONCE_MORE.items()}
+    assert (
+        len(plan(mean_of("a", "b"), a=BOTH | other, b=BOTH | other).jobs) == 5
+    )  # no copies: nothing is lost
     two = {"encoder.embed_tokens.weight": torch.ones(3, 2), "decoder.embed_tokens.weight": torch.ones(4, 2)}
     assert {job.name for job in plan(mean_of("a", "b"), a=two, b=two).jobs} == set(two)  # two vocabularies
 

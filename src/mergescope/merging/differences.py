@@ -12,7 +12,7 @@ from mergescope.errors import CheckpointError
 from mergescope.merging.findings import ConfigRow, Finding
 from mergescope.merging.vocabulary import HEADS, INPUTS
 from mergescope.models.architecture import ignored_keys
-from mergescope.weights.kinds import is_copy, is_derived
+from mergescope.weights.kinds import copy_of, is_derived
 from mergescope.weights.point import TensorSpec
 
 MATTERS = re.compile(
@@ -60,7 +60,7 @@ def shape_findings(models: Sequence[Any]) -> list[Finding]:
             lost = [key for key in owner.spec if key not in lacking.spec]
             tied = [key for key in lost if _tied(lacking, key)]
             derived = [key for key in lost if is_derived(key, owner.spec[key].shape)]
-            copies = [key for key in lost if is_copy(key, owner.spec)]
+            copies = [key for key in lost if copy_of(key, owner.spec)]
             missing = [key for key in lost if key not in {*tied, *derived, *copies}]
             unread = ignored_keys(config_of(owner), missing) if missing else []
             missing = [key for key in missing if key not in unread]

@@ -19,7 +19,7 @@ from mergescope.merging.recipe import Module, Recipe, Slice
 from mergescope.merging.values import equal_tensors
 from mergescope.merging.vocabulary import HEADS, INPUTS
 from mergescope.models.architecture import ignored_keys
-from mergescope.weights.kinds import is_copy, is_derived
+from mergescope.weights.kinds import copy_of, is_derived
 
 ARCHITECTURE = "Merge models of one architecture."
 RANGES = "Correct the layer ranges."
@@ -199,7 +199,7 @@ class Layout:
         for key, has in owners.items():
             specs = [self._models[model].spec for model in has]
             lacking = [model for model in taking if self.key_in(model, key) is None]
-            if all(is_copy(key, spec) for spec in specs):
+            if all(self._copied(model, key) for model in has):
                 self._note_left_out(key, "is the shared embedding once more")
             elif is_head(key) and len(has) < len(taking) and all(self._repeats(model, key) for model in has):
                 self._note_left_out(key, "equals the embedding")
@@ -212,6 +212,11 @@ class Layout:
             for key in ignored_keys(self._configs[model], own):
                 named = (self._configs[model] or {})["architectures"][0]
                 self._note_left_out(key, f"is not read by {named}", unknown[key])
+
+    def _copied(self, model: str, key: str) -> bool:
+        source = self._models[model]
+        shared = copy_of(key, source.spec)
+        return shared is not None and equal_tensors(source, key, shared)
 
     def _repeats(self, model: str, head: str) -> bool:
         # Not always told by the configuration: that of T5 is silent, and its head is the embedding.

@@ -1,7 +1,7 @@
 """From a recipe to a plan: which tensors come out, of what, by which parameters.
 
-Planning reads headers and configurations only, and finds everything that is wrong before a byte
-is merged.
+Planning reads headers, configurations and embeddings that are stored twice, and finds everything
+that is wrong before a byte is merged.
 """
 
 from __future__ import annotations

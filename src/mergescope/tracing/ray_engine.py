@@ -145,7 +145,7 @@ class RayEngine:
 
 @contextmanager
 def _noticed_interrupts() -> Iterator[Callable[[], None]]:
-    # Ray drops an interrupt that arrives just when the result that it waits for does: what this yields raises it.
+    # Ray loses some interrupts that come while it waits: what this yields raises them.
     before = signal.getsignal(signal.SIGINT)
     if current_thread() is not main_thread() or not callable(before):
         yield lambda: None

@@ -72,8 +72,8 @@ def is_derived(name: str, shape: tuple[int, ...]) -> bool:
     return mask or name.rpartition(".")[2] in DERIVED
 
 
-def is_copy(name: str, spec: Mapping[str, Any]) -> bool:
-    """Whether a tensor is another one of the model, saved once more.
+def copy_of(name: str, spec: Mapping[str, Any]) -> str | None:
+    """The tensor that another one repeats, by their names and shapes.
 
     Encoder-decoders as T5 and BART have one embedding for both sides; old versions of transformers saved it for each.
 
@@ -82,18 +82,18 @@ def is_copy(name: str, spec: Mapping[str, Any]) -> bool:
         spec: of the model: name to shape and dtype.
 
     Returns:
-        True for an embedding of the encoder or decoder beside the shared one.
+        The shared embedding, for that of an encoder or decoder beside it; else None.
 
     Example:
         >>> import torch
         >>> from mergescope import Checkpoint
         >>> names = ("shared.weight", "encoder.embed_tokens.weight", "lm_head.weight")
         >>> model = Checkpoint({name: torch.ones(4, 2) for name in names})
-        >>> [is_copy(name, model.spec) for name in names]
-        [False, True, False]
+        >>> [copy_of(name, model.spec) for name in names]
+        [None, 'shared.weight', None]
     """
     shared = _COPY.sub("shared.weight", name)
-    return shared != name and shared in spec and spec[shared].shape == spec[name].shape
+    return shared if shared != name and shared in spec and spec[shared].shape == spec[name].shape else None
 
 
 def kind_of(name: str) -> str:

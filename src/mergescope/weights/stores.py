@@ -153,7 +153,7 @@ class FileStore:
         Raises:
             CheckpointError: the file can't be read.
         """
-        # A view takes no memory, and making it takes as long as a small tensor's sum with another one.
+        # A view takes no memory, and making it takes longer than adding a small tensor.
         if key in self._views:
             return self._views[key]
         try:
