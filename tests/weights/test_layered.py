@@ -1,5 +1,7 @@
 """Models whose tensors come from different points."""
 
+import pickle
+
 import pytest
 import torch
 from support import family, labelled_batches, make_net
@@ -29,6 +31,14 @@ def test_equal_views_are_equal_points_and_others_are_not():
     one, same = (ms.Point.of(Layered([(a, first), (base, rest)], name)) for name in "xy")
     other = ms.Point.of(Layered([(base, first), (a, rest)], "x"))
     assert one == same and one != other and one.digest == same.digest != other.digest
+
+
+def test_they_travel_to_other_processes_and_count_like_points():
+    base, a, first, rest = two()
+    view = Layered([(a, first), (base, rest)], "mixed")
+    point = ms.Point.of(view)
+    assert pickle.loads(pickle.dumps(point)) == point
+    assert (2 * view - base) / 2 == point - 0.5 * base
 
 
 def test_they_are_saved_like_any_model(tmp_path):

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from mergescope.merging.vocabulary import embedding_keys
-from mergescope.weights.point import Point, TensorSpec
-from mergescope.weights.stores import bytes_digest, content_digest
+from mergescope.weights.point import TensorSpec
+from mergescope.weights.sources import Source
 
 
-class BaseRows:
+class BaseRows(Source):
     """A view of a fine-tune in which some tensors have as many rows as the base's.
 
     Fine-tunes of language models often know a token more than their base (for padding), so that embedding
@@ -43,7 +43,6 @@ class BaseRows:
         })
         rows = hashlib.sha256(repr(sorted((key, self.spec[key].shape) for key in self.keys)).encode())
         self._rows = rows.hexdigest()
-        self._digest: str | None = None
 
     def __getattr__(self, name: str) -> Any:
         # Configuration, directory, commit ...: they are the fine-tune's.
@@ -56,15 +55,6 @@ class BaseRows:
     def identity(self) -> str:
         """Equal for the same rows of the same fine-tune and base."""
         return f"{self.source.identity} with rows {self._rows} of {self.base.identity}"
-
-    @property
-    def digest(self) -> str:
-        """Content digest (hex). Reads all tensors."""
-        if self._digest is None:
-            self._digest = content_digest({
-                key: (spec, bytes_digest(self.tensor(key))) for key, spec in self.spec.items()
-            })
-        return self._digest
 
     def tensor(self, key: str) -> torch.Tensor:
         """Read one tensor.
@@ -95,12 +85,6 @@ class BaseRows:
         if stop <= own:
             return found
         return torch.cat([found, self.base.rows(key, max(start, own), stop).to(found.dtype)])
-
-    def __sub__(self, other: Any) -> Point:
-        return Point.of(self) - other
-
-    def __add__(self, other: Any) -> Point:
-        return Point.of(self) + other
 
     def __repr__(self) -> str:
         return f"BaseRows({self.name!r}, {len(self.spec)} tensors)"

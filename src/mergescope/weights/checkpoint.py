@@ -15,11 +15,12 @@ from mergescope.documents import DocumentError, read_json
 from mergescope.errors import CheckpointError, did_you_mean
 from mergescope.weights.files import locate
 from mergescope.weights.pickles import PickleStore
-from mergescope.weights.point import Number, Point, TensorSource, TensorSpec
-from mergescope.weights.stores import FileStore, MemoryStore, Store, bytes_digest, content_digest
+from mergescope.weights.point import Point, TensorSpec
+from mergescope.weights.sources import Source
+from mergescope.weights.stores import FileStore, MemoryStore, Store
 
 
-class Checkpoint:
+class Checkpoint(Source):
     """The named tensors of one model, read lazily.
 
     Shapes and dtypes come from the file headers; data are read (memory-mapped) one tensor at a
@@ -67,7 +68,6 @@ class Checkpoint:
         self.name: str = store.name
         self.directory: Path | None = store.directory
         self.commit: str | None = store.commit
-        self._digest: str | None = None
         self._finite = False
         self._spec: Mapping[str, TensorSpec] | None = None
 
@@ -189,15 +189,6 @@ class Checkpoint:
         """
         return {key: self.tensor(key) for key in self.keys()}
 
-    @property
-    def digest(self) -> str:
-        """XXH3-128 (hex) over names, dtypes, shapes and bytes, whatever the sharding. Reads all."""
-        if self._digest is None:
-            self._digest = content_digest({
-                key: (spec, bytes_digest(self.tensor(key))) for key, spec in self.spec.items()
-            })
-        return self._digest
-
     def require_finite(self) -> None:
         """Refuse NaN and infinite weights, which would spread to every combination. Reads all, once.
 
@@ -271,29 +262,6 @@ class Checkpoint:
         return View(
             said, (Table(f"Checkpoint {self.name}", ("tensor", "shape and dtype", "entries"), lines),)
         )
-
-    def __add__(self, other: Point | TensorSource) -> Point:
-        return Point.of(self) + other
-
-    def __radd__(self, other: Any) -> Point:
-        return other + Point.of(self)
-
-    def __sub__(self, other: Point | TensorSource) -> Point:
-        return Point.of(self) - other
-
-    def __rsub__(self, other: Any) -> Point:
-        return other - Point.of(self)
-
-    def __mul__(self, factor: Number) -> Point:
-        return Point.of(self) * factor
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, divisor: Number) -> Point:
-        return Point.of(self) / divisor
-
-    def __neg__(self) -> Point:
-        return -Point.of(self)
 
 
 def _float_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

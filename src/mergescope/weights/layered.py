@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import torch
 
 from mergescope.errors import PointError
 from mergescope.weights.point import Point, TensorSource, TensorSpec
-from mergescope.weights.stores import bytes_digest, content_digest
+from mergescope.weights.sources import Source
 
 
-class Layered:
+class Layered(Source):
     """Some tensors of one point, others of another: a view, nothing is copied.
 
     With ``th_0 + sum_k c_kg tau_k`` for the tensors of every group g of layers, it is what partial task
@@ -40,8 +39,7 @@ class Layered:
             raise PointError("A layered model needs at least one point.")
         listed = [(Point.of(point), frozenset(keys)) for point, keys in parts]
         Point([term for point, _ in listed for term in point.terms])  # refuses different architectures
-        self.name = name
-        self.spec: Mapping[str, TensorSpec] = listed[0][0].spec
+        self.name, self._like = name, listed[0][0]
         self._of = {key: point for point, keys in listed for key in keys}
         wrong = sorted(set(self.spec) ^ set(self._of))
         if wrong or sum(len(keys) for _, keys in listed) > len(self._of):
@@ -52,16 +50,11 @@ class Layered:
             for point, keys in listed
         ]
         self.identity: str = f"layered {hashlib.sha256(repr(said).encode()).hexdigest()}"
-        self._digest: str | None = None
 
     @property
-    def digest(self) -> str:
-        """Content digest (hex). Reads all tensors."""
-        if self._digest is None:
-            self._digest = content_digest({
-                key: (spec, bytes_digest(self.tensor(key))) for key, spec in self.spec.items()
-            })
-        return self._digest
+    def spec(self) -> Mapping[str, TensorSpec]:
+        """Key to shape and dtype, as all parts have them."""
+        return self._like.spec
 
     def tensor(self, key: str) -> torch.Tensor:
         """Make one tensor.
@@ -73,12 +66,6 @@ class Layered:
             The tensor of the point that gives it; treat it as read-only.
         """
         return self._of[key].tensor(key)
-
-    def __sub__(self, other: Any) -> Point:
-        return Point.of(self) - other
-
-    def __add__(self, other: Any) -> Point:
-        return Point.of(self) + other
 
     def __repr__(self) -> str:
         return f"Layered({self.name!r}, {len(set(self._of.values()))} points)"

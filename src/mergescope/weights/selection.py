@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from mergescope.errors import CheckpointError, did_you_mean
-from mergescope.weights.point import Point, TensorSpec
-from mergescope.weights.stores import bytes_digest, content_digest
+from mergescope.weights.point import TensorSpec
+from mergescope.weights.sources import Source
 
 
-class Selection:
+class Selection(Source):
     """A view of a checkpoint with chosen tensors, renamed.
 
     Args:
@@ -44,7 +44,6 @@ class Selection:
         self.spec: Mapping[str, TensorSpec] = MappingProxyType({
             new: source.spec[key] for new, key in names.items()
         })
-        self._digest: str | None = None
         # Points compare identities often, and the list of names is long.
         self._names = hashlib.sha256(repr(sorted(self.names.items())).encode()).hexdigest()
 
@@ -52,15 +51,6 @@ class Selection:
     def identity(self) -> str:
         """Equal for the same tensors of the same source under the same names."""
         return f"{self.source.identity} of {self._names}"
-
-    @property
-    def digest(self) -> str:
-        """Content digest (hex) of the chosen tensors. Reads them."""
-        if self._digest is None:
-            self._digest = content_digest({
-                new: (spec, bytes_digest(self.tensor(new))) for new, spec in self.spec.items()
-            })
-        return self._digest
 
     def tensor(self, key: str) -> torch.Tensor:
         """Read one tensor.
@@ -81,12 +71,6 @@ class Selection:
 
     def __reduce__(self) -> tuple[type[Selection], tuple[Any, ...]]:
         return Selection, (self.source, self.names, self.name)  # a mapping proxy can't be pickled
-
-    def __sub__(self, other: Any) -> Point:
-        return Point.of(self) - other
-
-    def __add__(self, other: Any) -> Point:
-        return Point.of(self) + other
 
     def __repr__(self) -> str:
         return f"Selection({self.name!r}, {len(self.names)} tensors)"
