@@ -168,8 +168,9 @@ def settle(figure: Figure) -> Figure:
                 )
     else:
         _lay_out(figure)
-    # The layout is final: saving must not solve it again for every format.
-    figure.set_layout_engine("none")
+    # The layout is final: saving must neither solve it again for every format, nor draw once more to ask for it.
+    with styled():
+        figure.set_layout_engine()
     for axes in figure.axes:
         step = 1
         while _crowded(axes) and step < 64:
