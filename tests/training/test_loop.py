@@ -144,16 +144,37 @@ def test_a_run_that_is_killed_in_an_evaluation_evaluates_again(tmp_path):
 
 def test_a_finished_run_is_not_trained_further(tmp_path):
     settings = {"seed": 4, "state": tmp_path / "state", "progress": False, "evaluation": toy(9, 1)}
-    net, taken = made(), []
-    history = train(net, toy(), recipe(), **settings)
+    net, taken, how = made(), [], recipe(save_every=STEPS)
+    history = train(net, toy(), how, **settings)
     again = made()
     found = train(
-        again, toy(), recipe(), on_log=lambda *said: taken.append(said), on_best=taken.append, **settings
+        again, toy(), how, on_log=lambda *said: taken.append(said), on_best=taken.append, **settings
     )
     assert not taken and not again.training
     assert_same(net.state_dict(), again.state_dict())
     assert_same_history(history, found)
     assert found.seconds == history.seconds > 0
+
+
+def test_a_state_is_saved_where_its_time_has_come_and_not_at_the_end(tmp_path):
+    states, settings = [], {"seed": 4, "state": tmp_path / "state", "progress": False}
+
+    def look(kind, numbers):
+        if settings["state"].exists():
+            states.append(saved(settings["state"])["places"][0])
+
+    train(made(), toy(), recipe(save_every=4), on_log=look, **settings)
+    assert states == [4, 4, 4, 4, 8] and saved(settings["state"])["places"][0] == 8
+    states.clear()
+    other = {**settings, "state": tmp_path / "other"}
+    train(made(), toy(), recipe(), **other)
+    assert not other["state"].exists()
+
+
+def test_the_end_of_a_run_that_took_long_is_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SHORT", 0.0)
+    train(made(), toy(), recipe(save_every=4), seed=4, state=tmp_path / "state", progress=False)
+    assert saved(tmp_path / "state")["places"][0] == STEPS
 
 
 def test_an_epoch_resumed_in_its_middle_sees_the_rest_of_its_samples(tmp_path):
@@ -183,7 +204,7 @@ def test_an_epoch_resumed_in_its_middle_sees_the_rest_of_its_samples(tmp_path):
 
 def test_the_state_of_another_training_is_refused_and_left_as_it_is(tmp_path):
     path, settings = tmp_path / "state", {"seed": 4, "progress": False}
-    train(made(), toy(), recipe(), state=path, key="one", **settings)
+    train(made(), toy(), recipe(save_every=1), state=path, key="one", **settings)
     before, net = path.read_bytes(), made()
     start = frozen_copy(net)
     with pytest.raises(
@@ -197,7 +218,7 @@ def test_the_state_of_another_training_is_refused_and_left_as_it_is(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "empty", "other"])
 def test_a_damaged_state_is_an_error_that_names_it(tmp_path, damage):
     path, settings = tmp_path / "state", {"seed": 4, "progress": False, "key": "k"}
-    train(made(), toy(), recipe(), state=path, **settings)
+    train(made(), toy(), recipe(save_every=1), state=path, **settings)
     whole = path.read_bytes()
     if damage == "other":  # a file of torch that holds something else
         torch.save({"weights": torch.ones(2)}, path)
@@ -224,7 +245,7 @@ def test_a_state_runs_no_code(tmp_path):
 
 def test_a_state_whose_network_does_not_fit_is_an_error(tmp_path):
     path, settings = tmp_path / "state", {"seed": 4, "progress": False}
-    train(made(), toy(), recipe(), state=path, **settings)
+    train(made(), toy(), recipe(save_every=1), state=path, **settings)
     with pytest.raises(MergescopeError, match="does not fit"):
         train(make_net("mlp"), toy(), recipe(), state=path, **settings)
 

@@ -106,7 +106,7 @@ def save(
     except OSError as error:
         raise CheckpointError(
             f"Writing {target} failed, and nothing was left there: {error}. Check the disk's space "
-            "and permissions."
+            "and permissions, then run the same command again."
         ) from error
     return target
 

@@ -22,6 +22,9 @@ from mergescope.training.recipe import Recipe
 from mergescope.training.runner import OneProcess, Runner
 from mergescope.weights.files import atomic_file
 
+SHORT = 60.0
+"""Seconds of work that are sooner done again than saved when a run ends."""
+
 
 class TrainingData(Protocol):
     """Samples that can be taken out in any order."""
@@ -121,7 +124,8 @@ def train(
         evaluation: held-out samples.
         runner: an ``accelerate.Accelerator`` that has prepared the model, or None.
         like: the network inside, if the model is a wrapper; says how batches are passed to it.
-        state: file of the state to go on from; saved every ``recipe.save_every`` steps.
+        state: file of the state to go on from; saved every ``recipe.save_every`` steps, which are lost at most.
+            At the end, a minute is.
         key: what is trained on what; a state of another key is refused.
         on_best: called after an evaluation that is the best so far.
         on_log: called with ``"train"`` or ``"evaluation"`` and the numbers.
@@ -189,6 +193,7 @@ class _Run:
         self.begun = self.generator.get_state()  # the order of an epoch follows from this
         self.history = History()
         self.clock = time.perf_counter()
+        self.saved = 0.0  # seconds of the history that the state holds
 
     def steps(self) -> Iterator[dict[str, float]]:
         """Take all steps that are left.
@@ -277,14 +282,18 @@ class _Run:
         return found
 
     def save_if_due(self) -> None:
-        """Save the state after ``save_every`` steps and at the end."""
-        if self.step == self.total:
+        """Save the state after every ``save_every`` steps, and at the end of a run that took long since then.
+
+        It is several times as large as the model, which is written next: a short run is sooner made again.
+        """
+        ended, due = self.step == self.total, self.step % self.recipe.save_every == 0
+        if ended or due:
             self._tick()
+        if not due and not (ended and self.history.seconds - self.saved > SHORT):
+            return
         if self.state is None or self.runner.process_index:
             return
-        if self.step % self.recipe.save_every and self.step != self.total:
-            return
-        self._tick()
+        self.saved = self.history.seconds
         content = {
             "key": self.key, "model": _unwrapped(self.model).state_dict(), "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(), "begun": self.begun, "history": asdict(self.history),
@@ -326,6 +335,7 @@ class _Run:
             self.begun = content["begun"].cpu()
             self.step, self.epoch, self.position = content["places"]
             self.history = History(**content["history"])
+            self.saved = self.history.seconds
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise MergescopeError(
                 f"{self.state}, the state of an interrupted training, does not fit {type(network).__name__} "
@@ -423,7 +433,9 @@ def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Op
     if recipe.optimizer == "sgd":
         decay, momentum = recipe.weight_decay, recipe.momentum
         return torch.optim.SGD(parameters, lr=recipe.lr, momentum=momentum, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    # One pass over the weights for each tensor; on other devices torch chooses.
+    fused = all(entry.device.type in ("cpu", "cuda") for entry in parameters) or None
+    return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
