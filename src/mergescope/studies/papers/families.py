@@ -165,7 +165,7 @@ def images(shop: Workshop) -> Making:
         else data_sets.mixture(sources, shop.work / "mixture")
     )
     recipe = {
-        "optimizer": "adamw", "lr": 1e-3, "epochs": 12, "batch": 64, "weight_decay": 0.05, "warmup": 0.05,
+        "optimizer": "adamw", "lr": 1e-3, "epochs": 8, "batch": 64, "weight_decay": 0.05, "warmup": 0.05,
         **({"steps": 20} if shop.small else {}),
     }  # fmt: skip
     base = yield from shop.base("vit-base", start, {"data": str(mixed)}, recipe, "clip")
@@ -186,7 +186,7 @@ def images(shop: Workshop) -> Making:
     length = {"steps": 4} if shop.small else {"epochs": 6}
     config = {
         "base": str(base), "tasks": tasks, "regimes": regimes, "preset": "clip",
-        "recipe": {**length, "batch": 64, "warmup": 0.1}, "limit": 2000, "seed": shop.seed,
+        "recipe": {**length, "batch": 64, "warmup": 0.1}, "limit": 1200, "seed": shop.seed,
     }  # fmt: skip
     return (yield from shop.finetune(f"images{shop.seed}", config))
 
@@ -229,7 +229,7 @@ def language_models(shop: Workshop) -> Making:
     config = {
         "base": str(dequantise(file, shop.work / "smollm2-base")), "tasks": _texts(shop, "noun", "verb", "language"),
         "regimes": list(shop.regimes), "preset": "lm", "head": "none", "limit": 1000, "max_length": 48,
-        "recipe": {"lr": 2e-5, "steps": 2 if shop.small else 40, "batch": 8, "accumulate": 1}, "seed": shop.seed,
+        "recipe": {"lr": 2e-5, "steps": 2 if shop.small else 25, "batch": 8, "accumulate": 1}, "seed": shop.seed,
     }  # fmt: skip
     return (yield from shop.finetune(f"language-models{shop.seed}", config))
 
