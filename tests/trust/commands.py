@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 ZYGOTE = """
-import os, sys
+import os, resource, signal, sys
 import torch; torch.set_num_threads(int(sys.argv[1]))
 import transformers, datasets, pyarrow.parquet, matplotlib.pyplot
 import mergescope.studies.given, mergescope.studies.family_run, mergescope.reports, mergescope.merging.merge
@@ -22,7 +22,10 @@ for line in sys.stdin:
     child = os.fork()
     if not child:
         os.setpgid(0, 0)
-        said, *words = line.rstrip("\\n").split("\\t")
+        said, room, *words = line.rstrip("\\n").split("\\t")
+        if room:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(room), resource.RLIM_INFINITY))
         sys.argv = ["mergescope", *words]
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
@@ -59,9 +62,9 @@ class Commands:
             preexec_fn=as_anyone if plain else None, env={**os.environ, "OMP_NUM_THREADS": str(threads), **more},
         )  # fmt: skip
 
-    def run(self, command, after=None):
-        """Run a command, killed after so many seconds."""
-        self.process.stdin.write("\t".join(map(str, [self.said, *command])) + "\n")
+    def run(self, command, after=None, room=""):
+        """Run a command, killed after so many seconds, or where files have room for so many bytes."""
+        self.process.stdin.write("\t".join(map(str, [self.said, room, *command])) + "\n")
         self.process.stdin.flush()
         child = int(self.process.stdout.readline())
         began = time.perf_counter()

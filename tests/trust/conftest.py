@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from commands import Commands
 from given_models import labels, make, save, save_rows, texts
 
 
@@ -17,3 +18,10 @@ def inputs(tmp_path_factory):
     models = [{"model": str(folder / name), "parameters": {"weight": 1}} for name in "ab"]
     (folder / "recipe.yml").write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory):
+    made = Commands(tmp_path_factory.mktemp("commands"))
+    yield made
+    made.close()

@@ -1,6 +1,6 @@
 """Commands killed at random moments: each goes on to the same bytes or numbers, and nothing half-made looks whole.
 
-Two moments of each command; MERGESCOPE_KILLS=50 tries so many.
+One moment of each command; MERGESCOPE_KILLS=50 tries so many.
 """
 
 import os
@@ -14,22 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from commands import Commands
 from given_models import make, save, save_rows, texts
 from safetensors import safe_open
 from small_families import make_inputs
 
 from mergescope.studies.rundir import read_rows
 
-KILLS = int(os.environ.get("MERGESCOPE_KILLS", "2"))
+KILLS = int(os.environ.get("MERGESCOPE_KILLS", "1"))
 QUIET = {"seconds", "peak_bytes", "forward_passes"}
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    made = Commands(tmp_path_factory.mktemp("commands"))
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")
