@@ -1,6 +1,5 @@
 """The Ray engine on a real cluster of this machine: equal results, dead workers, failing items."""
 
-import contextlib
 import os
 import signal
 import socket
@@ -19,7 +18,6 @@ from traces_compared import BATCHES, assert_equal, points_of, readings_for
 import mergescope as ms
 from mergescope.errors import MergescopeError
 from mergescope.protocols.linear_model import linearized_in_place
-from mergescope.tracing import ray_engine
 from mergescope.tracing.engines import running_on
 from mergescope.tracing.ray_cluster import require_ray
 from mergescope.tracing.ray_engine import RayEngine
@@ -155,7 +153,14 @@ def test_a_part_of_a_pass_that_fails_is_named(engine):
         ms.trace(points_of(net), data, net, engine=engine)
 
 
-def test_an_interrupt_leaves_what_is_finished_and_the_rest_can_follow(engine, tmp_path):
+@pytest.fixture
+def interruptible():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's is ignored
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_leaves_what_is_finished_and_the_rest_can_follow(engine, interruptible, tmp_path):
     def interrupt():
         while not any(job.runs for job in jobs(tmp_path, 40)):
             time.sleep(0.01)
@@ -168,17 +173,6 @@ def test_an_interrupt_leaves_what_is_finished_and_the_rest_can_follow(engine, tm
     assert 0 < len(done) < 40
     rest = [job for job in jobs(tmp_path, 40) if not job.runs]
     assert engine.map(square, rest, "squares") == [job.number**2 for job in rest]
-
-
-def test_an_interrupt_that_ray_loses_is_noticed():
-    before = signal.getsignal(signal.SIGINT)
-    with ray_engine._noticed_interrupts() as stop_if_interrupted:
-        stop_if_interrupted()
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            stop_if_interrupted()
-    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_checkpoints_stay_where_they_are_and_come_back_as_the_drivers_own(engine, tmp_path):

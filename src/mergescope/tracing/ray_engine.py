@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from threading import current_thread, main_thread
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, TypeVar
 
 from mergescope.errors import MergescopeError
@@ -122,14 +119,9 @@ class RayEngine:
         if total == 0:
             return []
         call = _Call(pool, sender, iter(items), next(self._numbers), function)
-        with progress_bar(label, total) as advance, _noticed_interrupts() as stop_if_interrupted:
-
-            def advanced(count: int) -> None:
-                stop_if_interrupted()
-                advance(count)
-
+        with progress_bar(label, total) as advance:
             try:
-                call.work(self.workers if total is None else min(total, self.workers), advanced)
+                call.work(self.workers if total is None else min(total, self.workers), advance)
             except require_ray().exceptions.RayError as error:
                 pool.drop(call.busy)
                 raise MergescopeError(
@@ -141,30 +133,6 @@ class RayEngine:
                 raise
         call.require_all(label)
         return [call.results[number] for number in range(call.taken)]
-
-
-@contextmanager
-def _noticed_interrupts() -> Iterator[Callable[[], None]]:
-    # Ray loses some interrupts that come while it waits: what this yields raises them.
-    before = signal.getsignal(signal.SIGINT)
-    if current_thread() is not main_thread() or not callable(before):
-        yield lambda: None
-        return
-    noticed = []
-
-    def notice(number: int, frame: FrameType | None) -> None:
-        noticed.append(number)
-        before(number, frame)
-
-    def stop_if_interrupted() -> None:
-        if noticed:
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, notice)
-    try:
-        yield stop_if_interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @dataclass

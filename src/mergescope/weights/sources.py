@@ -18,6 +18,7 @@ class Source:
     Whoever derives from it gives what a [`TensorSource`][mergescope.weights.point.TensorSource] has.
 
     Example:
+        >>> import torch
         >>> from mergescope import Checkpoint
         >>> a, b = (Checkpoint({"w": torch.full((2,), v)}, name=n) for n, v in (("a", 1.0), ("b", 3.0)))
         >>> ((a + b) / 2).tensor("w"), (-a).tensor("w")
