@@ -165,10 +165,8 @@ def test_a_state_is_saved_where_its_time_has_come_and_not_at_the_end(tmp_path):
 
     train(made(), toy(), recipe(save_every=4), on_log=look, **settings)
     assert states == [4, 4, 4, 4, 8] and saved(settings["state"])["places"][0] == 8
-    states.clear()
-    other = {**settings, "state": tmp_path / "other"}
-    train(made(), toy(), recipe(), **other)
-    assert not other["state"].exists()
+    train(made(), toy(), recipe(), **{**settings, "state": tmp_path / "other"})
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_end_of_a_run_that_took_long_is_saved(tmp_path, monkeypatch):

@@ -124,8 +124,8 @@ def train(
         evaluation: held-out samples.
         runner: an ``accelerate.Accelerator`` that has prepared the model, or None.
         like: the network inside, if the model is a wrapper; says how batches are passed to it.
-        state: file of the state to go on from; saved every ``recipe.save_every`` steps, which are lost at most.
-            At the end, a minute is.
+        state: file of the state to go on from; saved every ``recipe.save_every`` steps, and at the end if more
+            than a minute would be lost.
         key: what is trained on what; a state of another key is refused.
         on_best: called after an evaluation that is the best so far.
         on_log: called with ``"train"`` or ``"evaluation"`` and the numbers.
@@ -433,8 +433,8 @@ def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Op
     if recipe.optimizer == "sgd":
         decay, momentum = recipe.weight_decay, recipe.momentum
         return torch.optim.SGD(parameters, lr=recipe.lr, momentum=momentum, weight_decay=decay)
-    # One pass over the weights for each tensor; on other devices torch chooses.
-    fused = all(entry.device.type in ("cpu", "cuda") for entry in parameters) or None
+    # One pass over each tensor; on other devices torch chooses.
+    fused = all(entry.device.type == "cpu" for entry in parameters) or None
     return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
 
 
