@@ -41,7 +41,8 @@ def test_embeddings_come_before_the_blocks_and_heads_after():
         "shared.weight",
     ]
     assert all(map(comes_before_blocks, early))
-    assert not any(map(comes_before_blocks, ["lm_head.weight", "model.norm.weight", "classifier.bias"]))
+    late = ["lm_head.weight", "model.norm.weight", "classifier.bias", "embed_out.weight", "embed_out.bias"]
+    assert not any(map(comes_before_blocks, late))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import yaml
 from families import mean_of, tensors, write_model
 
 import mergescope as ms
-from mergescope.errors import CheckpointError
+from mergescope.errors import CheckpointError, MergescopeError
 from mergescope.merging import execute
 from mergescope.merging import merge as merging
 from mergescope.merging.merge import DiskError, merge
@@ -219,6 +219,44 @@ def test_the_journal_is_not_trusted_blindly(tmp_path, merged, damage):
     assert len(merged.names) == again
 
 
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), None])
+def test_what_is_done_is_kept_if_reading_fails_but_may_work_the_next_time(
+    tmp_path, merged, monkeypatch, error
+):
+    a, b = small(tmp_path)
+    expected = tensors(merge(mean_of(a, b), tmp_path / "expected"))
+    real, folder = ms.Checkpoint.rows, tmp_path / ".out.merging"
+
+    def rows(self, key, *arguments):
+        if len(merged.names) > 5:
+            raise CheckpointError("Reading failed.") from error
+        return real(self, key, *arguments)
+
+    merged.names.clear()
+    monkeypatch.setattr(ms.Checkpoint, "rows", rows)
+    with pytest.raises(MergescopeError, match=r"--resume" if error else r"Reading failed\.$"):
+        merge(mean_of(a, b), tmp_path / "out", threads=1)
+    assert folder.exists() is (error is not None)
+    monkeypatch.setattr(ms.Checkpoint, "rows", real)
+    merged.names.clear()
+    made = tensors(merge(mean_of(a, b), tmp_path / "out", resume=True))
+    assert all(torch.equal(made[key], expected[key]) for key in expected)
+    assert len(merged.names) == (3 if error else 8)
+
+
+def test_a_resumed_merge_that_fails_before_it_begins_keeps_what_was_done(tmp_path, merged, monkeypatch):
+    a, b = small(tmp_path)
+    folder = crash(merged, mean_of(a, b), tmp_path / "out")
+
+    def fail(*arguments):
+        raise CheckpointError("no tokenizer")
+
+    monkeypatch.setattr(merging, "write_side_files", fail)
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        merge(mean_of(a, b), tmp_path / "out", resume=True)
+    assert (folder / "merge.journal").is_file()
+
+
 def test_a_stopped_tensor_is_not_recorded_as_finished(tmp_path, monkeypatch):
     a, b = small(tmp_path)
     expected = tensors(merge(mean_of(a, b), tmp_path / "expected"))
@@ -261,7 +299,7 @@ def test_a_crash_between_two_renames_is_put_right(tmp_path, monkeypatch):
     a, b = small(tmp_path)
     merge(mean_of(a, b), tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / ".out.replaced")
-    monkeypatch.setattr("mergescope.merging.partial._exchange", lambda one, other: False)
+    monkeypatch.setattr("mergescope.weights.files._exchange", lambda one, other: False)
     with pytest.raises(CheckpointError, match="exists"):
         merge(mean_of(a, b), tmp_path / "out")
     assert len(tensors(tmp_path / "out")) == 8

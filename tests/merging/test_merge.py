@@ -397,3 +397,14 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
     )  # fmt: skip
     assert sum(path.stat().st_size for path in Path(tmp_path / "out").iterdir()) > 290e6
     assert int(shown.stdout) < 400_000
+
+
+def test_variances_stay_positive_where_deltas_are_enlarged(tmp_path):
+    base = write_model(tmp_path / "base", {"bn.running_var": torch.ones(64), "w": torch.ones(64)})
+    tuned = write_model(
+        tmp_path / "a", {"bn.running_var": torch.full((64,), 0.8), "w": torch.full((64,), 0.8)}
+    )
+    models = [entry(tuned, weight=1.0, density=0.1)]
+    recipe = {"merge_method": "dare_linear", "base_model": str(base), "models": models}
+    made = tensors(merge(recipe, tmp_path / "out"))
+    assert made["w"].min() < 0 == made["bn.running_var"].min()

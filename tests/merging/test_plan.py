@@ -255,6 +255,50 @@ slices:
     }  # fmt: skip
 
 
+SLERP = """
+merge_method: slerp
+base_model: a
+parameters: {t: 0.5}
+slices:
+  - sources: [{model: a, layer_range: [0, 3]}, {model: b, layer_range: [0, 3]}]
+"""
+
+
+def test_what_only_a_later_source_of_a_slice_has_is_merged_or_refused():
+    tied = {"wte.weight": torch.ones(4, 2), **LAYERS, "ln.weight": torch.ones(2)}
+    made = plan(SLERP, a=tied, b=tied | {"lm_head.weight": torch.zeros(4, 2)})
+    (head,) = (job for job in made.jobs if job.name == "lm_head.weight")
+    assert {rows.key for rows in (*head.models, head.base)} == {"lm_head.weight", "wte.weight"}
+    assert "ln.bias: missing in a" in refused(SLERP, a=tied, b=tied | {"ln.bias": torch.zeros(2)})
+    based = SLERP.replace("slerp\nbase_model: a", "task_arithmetic\nbase_model: c").replace(
+        "t: 0.5", "weight: 1"
+    )
+    assert "ln.bias: missing in a, b" in refused(based, a=tied, b=tied, c=tied | {"ln.bias": torch.zeros(2)})
+
+
+@pytest.mark.parametrize("scale", ["h.0.mlp.w_scale", "h.0.mlp.weight_scale_inv", None])
+def test_codes_of_8_bits_whose_scales_are_elsewhere_are_refused_and_plain_ones_merged(scale):
+    codes = {"h.0.mlp.weight": torch.ones(4, 4).to(torch.float8_e4m3fn)}
+    state = codes | ({scale: torch.ones(1)} if scale else {})
+    recipe = mean_of("a", "b", dtype="bfloat16")
+    if scale:
+        told = refused(recipe, a=state, b=state)
+        assert (
+            "h.0.mlp.weight: 8-bit floats with scales of their own in a, b" in told and "Dequantise" in told
+        )
+    else:
+        assert plan(recipe, a=state, b=state).jobs[0].spec.dtype == torch.bfloat16
+
+
+def test_a_configuration_that_speaks_of_quantisation_is_believed(tmp_path):
+    codes = {"w": torch.ones(4, 4).to(torch.float8_e4m3fn)}
+    a, b = (
+        write_model(tmp_path / name, codes, {"quantization_config": {"quant_method": "fp8"}}) for name in "ab"
+    )
+    with pytest.raises(MismatchError, match="8-bit floats with scales"):
+        make_plan(read_recipe(mean_of(a, b, dtype="bfloat16")))
+
+
 def test_an_unlisted_base_of_a_slice_is_taken_at_the_sources_blocks():
     text = """
 merge_method: task_arithmetic
@@ -315,3 +359,9 @@ def test_the_digest_changes_with_recipe_inputs_and_seed(tmp_path):
     assert make_plan(read_recipe(mean_of(a, b, parameters={"normalize": False}))).digest != first
     write_model(b, {**NET, "ln.weight": torch.zeros(2)})
     assert make_plan(recipe).digest != first
+
+
+def test_the_digest_knows_which_blocks_are_taken():
+    text = "merge_method: passthrough\nslices:\n  - sources: [{model: a, layer_range: [0, 2]}]\n"
+    assert plan(text, a=NET).digest == plan(text, a=NET).digest
+    assert plan(text, a=NET).digest != plan(text.replace("[0, 2]", "[1, 3]"), a=NET).digest

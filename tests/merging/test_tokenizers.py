@@ -5,8 +5,9 @@ import torch
 from small_tokenizers import BIAS, EMBED, HEAD, TEXT, bpe, model, permuted, three_models, wrapped
 
 import mergescope as ms
-from mergescope.errors import CheckpointError, MergescopeError
-from mergescope.merging.plan import CheckpointRows
+from mergescope.errors import CheckpointError, MergescopeError, MismatchError
+from mergescope.merging.plan import CheckpointRows, make_plan
+from mergescope.merging.recipe import read_recipe
 from mergescope.merging.tokenizers import (
     AlignedRows,
     embedding_keys,
@@ -259,3 +260,28 @@ def test_other_sizes_added_tokens_and_missing_tokenizers_are_found(tmp_path):
     assert any("b has no tokenizer files" in problem for problem in vocabulary_problems([a, b]))
     bare = [ms.Checkpoint({"w": torch.ones(2)}), ms.Checkpoint({"w": torch.zeros(2)})]
     assert vocabulary_problems(bare) == [] == vocabulary_problems([])
+
+
+def test_two_models_that_put_other_tokens_into_one_row_are_found(tmp_path):
+    tokenizer = bpe(TEXT["a"])
+    base = model(tmp_path, "base", wrapped(tokenizer), rows=80)
+    a = model(tmp_path, "a", wrapped(tokenizer, added=["<tool>"]), rows=80)
+    b = model(tmp_path, "b", wrapped(tokenizer, added=["<seen>"]), rows=80)
+    c = model(tmp_path, "c", wrapped(tokenizer, added=["<seen>", "<tool>"]), rows=80)
+    assert not any("Rows of different" in problem for problem in vocabulary_problems([base, a, a]))
+    for other, said in (
+        (b, "1 row has another token in b than in a: row 70 is '<seen>' and '<tool>'"),
+        (c, "1 token has another id in c than in a: '<tool>' is 71 and 70"),
+    ):
+        found = [
+            problem for problem in vocabulary_problems([base, a, other]) if "Rows of different" in problem
+        ]
+        assert len(found) == 1 and found[0].startswith(said)
+        paths = [str(it.directory) for it in (base, a, other)]
+        recipe = {
+            "merge_method": "task_arithmetic", "base_model": paths[0],
+            "models": [{"model": path, "parameters": {"weight": 0.5}} for path in paths[1:]],
+        }  # fmt: skip
+        with pytest.raises(MismatchError, match="Rows of different tokens would be averaged"):
+            make_plan(read_recipe(recipe))
+        assert make_plan(read_recipe(recipe | {"tokenizer_source": "union"})).alignment.size == 80

@@ -170,3 +170,19 @@ def test_integer_tables_that_differ_stop_the_save(tmp_path):
     with pytest.raises(PointError, match="'t'"):
         ms.save((a + b) / 2, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_that_holds_no_model_is_never_replaced(inputs, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("x")
+    with pytest.raises(CheckpointError, match=r"home holds thesis\.tex, and no model"):
+        ms.save(inputs[0], tmp_path / "home", overwrite=True)
+    assert (tmp_path / "home" / "thesis.tex").is_file()
+
+
+def test_files_of_rarer_tokenizers_come_along(inputs, tmp_path):
+    names = ("spm.model", "source.spm", "qwen.tiktoken", "bpe.codes")
+    for name in names:
+        (inputs[0].directory / name).write_text("x")
+    out = ms.save(inputs[0], tmp_path / "out")
+    assert all((out / name).is_file() for name in names)

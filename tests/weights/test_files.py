@@ -1,3 +1,7 @@
+import json
+from fnmatch import fnmatch
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -85,3 +89,54 @@ def test_an_atomic_directory_appears_complete_or_not_at_all(tmp_path):
     with atomic_directory(target, overwrite=True) as folder:
         (folder / "g").write_text("2")
     assert list(target.iterdir()) == [target / "g"] and list(tmp_path.iterdir()) == [target]
+
+
+def test_an_index_beside_a_whole_model_is_a_leftover(tmp_path):
+    save_file({"w": torch.zeros(1)}, tmp_path / "model-00001-of-00002.safetensors")
+    index = {"metadata": {}, "weight_map": {"w": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert ms.Checkpoint(tmp_path).tensor("w") == 0
+    save_file({"w": torch.ones(1)}, tmp_path / "model.safetensors")
+    assert ms.Checkpoint(tmp_path).tensor("w") == 1  # which transformers loads too
+
+
+def test_what_a_hub_is_asked_for(tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot(repo, revision, allow_patterns):
+        asked.append(allow_patterns)
+        save_file({"w": torch.ones(1)}, tmp_path / "model.safetensors")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert ms.Checkpoint("org/model").tensor("w") == 1
+    (patterns,) = asked
+    needed = ("README.md", "config.json", "source.spm", "spm.model", "qwen.tiktoken", "merges.txt", "modeling_x.py",
+              "bpe.codes", "chat_template.jinja", "1_Pooling/config.json")  # fmt: skip
+    assert all(any(fnmatch(name, pattern) for pattern in patterns) for name in needed)
+    assert not any(fnmatch("pytorch_model.bin", pattern) for pattern in patterns)
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_rename_that_fails_leaves_the_old_directory_under_its_name(tmp_path, monkeypatch, exchange):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("1")
+    if not exchange:
+        monkeypatch.setattr("mergescope.weights.files._exchange", lambda one, other: False)
+    real = Path.rename
+
+    def rename(self, other):
+        if self.suffix == ".tmp":
+            raise OSError(5, "Input/output error")
+        return real(self, other)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    if exchange:
+        with atomic_directory(target, overwrite=True) as folder:
+            (folder / "new").write_text("2")
+    else:
+        with pytest.raises(OSError, match="Input/output"), atomic_directory(target, overwrite=True) as folder:
+            (folder / "new").write_text("2")
+    assert [path.name for path in target.iterdir()] == ["new" if exchange else "old"]
+    assert list(tmp_path.iterdir()) == [target]

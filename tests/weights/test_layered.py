@@ -89,3 +89,18 @@ def test_groups_are_of_equal_depth_and_hold_everything_once():
     found = layer_groups(names, 2)
     assert found["1/2"] == ("embeddings.w", "h.0.w", "h.1.w", "h.2.w", "decoder.0.w")
     assert found["2/2"] == ("h.3.w", "h.4.w", "decoder.1.w", "head.w")
+
+
+def test_statistics_of_batchnorm_are_reestimated_for_them_too():
+    net = make_net("convnet")
+    base, a, *_ = family(net)
+    keys = list(base.spec)
+    point = ms.Point.of(Layered([(a, keys[:3]), (base, keys[3:])], "mixed"))
+    batches = labelled_batches(12, 4, seed=3)
+    found = [
+        ms.trace([point, base], batches, net, calibration=data).reading(ms.Outputs)
+        for data in (None, batches)
+    ]
+    losses = [[reading.losses(it) for it in (point, ms.Point.of(base))] for reading in found]
+    assert not torch.equal(*(torch.tensor(each[0]) for each in losses))
+    assert torch.equal(*(torch.tensor(each[1]) for each in losses))

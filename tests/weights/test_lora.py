@@ -237,6 +237,11 @@ def test_a_vocabulary_that_the_adapter_resized_is_replaced(tmp_path):
 
     model = ms.load_model(applied)
     assert model.get_input_embeddings().weight.shape == (43, 16)
+    (tmp_path / "adapter" / "tokenizer.json").write_text('{"of": "the adapter"}')
+    out = ms.save(applied, tmp_path / "out")
+    assert "adapter" in (out / "tokenizer.json").read_text()
+    plain = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert torch.equal(plain.lm_head.weight, applied.tensor("lm_head.weight"))
 
 
 def test_a_network_is_loaded_with_the_adapter_not_without(tmp_path):

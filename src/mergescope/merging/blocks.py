@@ -9,6 +9,7 @@ from typing import Any
 
 from mergescope.errors import MergescopeError
 from mergescope.merging.configs import at_path, layer_count_path, sides_of
+from mergescope.merging.vocabulary import BIASES, HEADS, ends_with
 
 _NUMBERED = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 
@@ -153,5 +154,9 @@ def comes_before_blocks(name: str) -> bool:
 
     Returns:
         True for embeddings and the like, False for final norms and heads.
+
+    Example:
+        >>> [comes_before_blocks(name) for name in ("gpt_neox.embed_in.weight", "embed_out.weight", "norm.weight")]
+        [True, False, False]
     """
-    return any(part in name for part in EARLY)
+    return any(part in name for part in EARLY) and not ends_with(name, (*HEADS, *BIASES))

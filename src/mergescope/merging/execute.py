@@ -151,7 +151,10 @@ def _merge_one(plan: Plan, job: Job, shards: Shards, stop: threading.Event) -> s
                 return None
             if plan.recipe.method.name not in FAITHFUL:
                 _blame(plan, job, chunk)
-            stored = apply(chunk).to(job.spec.dtype).contiguous()
+            merged = apply(chunk)
+            if job.name.endswith("running_var"):
+                merged = merged.clamp(min=0)  # no variance is negative: a network would give NaN
+            stored = merged.to(job.spec.dtype).contiguous()
             _require_finite(plan, job, chunk, stored)
             write(chunk.start * row_bytes, stored)
         return state.hexdigest()

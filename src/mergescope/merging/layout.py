@@ -17,7 +17,7 @@ from mergescope.merging.blocks import (
 )
 from mergescope.merging.recipe import Module, Recipe, Slice
 from mergescope.merging.values import equal_tensors
-from mergescope.merging.vocabulary import HEADS, INPUTS
+from mergescope.merging.vocabulary import HEADS, INPUTS, ends_with
 from mergescope.models.architecture import ignored_keys
 from mergescope.weights.kinds import copy_of, is_derived
 
@@ -245,10 +245,13 @@ class Layout:
             self._problems.add(str(error), RANGES)
             return
         for part, early in ((first, True), (last, False)):
-            outside = dict(self._names(part.sources[0].model, module)) | names
+            used = dict.fromkeys(source.model for source in part.sources)
+            if (base := self.base_of(part)) is not None:
+                used[base] = None
+            outside = {key: None for model in used for key in self._names(model, module)} | names
             for key in outside:
                 here = place_of(key).stack != stack and comes_before_blocks(key) == early
-                if here and self.key_in(part.sources[0].model, key) is not None:
+                if here and any(self.key_in(model, key) is not None for model in used):
                     yield Wanted(part, key, [key] * len(part.sources), key, 0.0)
         blocks: list[Block] = []
         for part in module.slices:
@@ -319,4 +322,4 @@ def is_head(name: str) -> bool:
     Returns:
         True if it is called as heads are, and is in no block.
     """
-    return not place_of(name).stack and any(name == end or name.endswith(f".{end}") for end in HEADS)
+    return not place_of(name).stack and ends_with(name, HEADS)

@@ -17,12 +17,12 @@ from mergescope.errors import CheckpointError, MergescopeError
 from mergescope.merging.card import model_card
 from mergescope.merging.execute import MAX_SHARD_BYTES, write_tensors
 from mergescope.merging.parents import Parents
-from mergescope.merging.partial import PartialMerge, recover
+from mergescope.merging.partial import PartialMerge
 from mergescope.merging.plan import Plan, make_plan
 from mergescope.merging.recipe import Recipe, read_recipe
 from mergescope.merging.shards import replace_tensors
-from mergescope.merging.vocabulary import TOKENIZER_FILES
-from mergescope.merging.writer import copy_side_files
+from mergescope.merging.writer import require_replaceable, write_side_files
+from mergescope.weights.files import recover
 
 RECIPE_FILE = "mergescope.yml"
 
@@ -115,7 +115,14 @@ def merge(
         (partial.folder / RECIPE_FILE).write_text(text, encoding="utf-8")
         partial.publish()
     except MergescopeError as error:
-        if partial is not None and not isinstance(error, DiskError):
+        if partial is None or isinstance(error, DiskError):
+            raise
+        if (partial.begun or partial.resumed) and _may_pass(error):
+            raise DiskError(
+                f"{error} What is done is kept in {partial.folder}: if that is mended, merge again with resume=True "
+                "(--resume)."
+            ) from error
+        if partial.begun or not partial.resumed:
             partial.abandon()
         raise
     except OSError as error:
@@ -128,6 +135,15 @@ def merge(
         if partial is not None:
             partial.close()
     return Path(out)
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    # What the system refused once, as a network's file system does, it may give the next time.
+    while error is not None:
+        if isinstance(error, OSError):
+            return True
+        error = error.__cause__
+    return False
 
 
 class DiskError(CheckpointError):
@@ -153,18 +169,7 @@ def require_free(plan: Plan, target: Path, overwrite: bool) -> None:
                 raise CheckpointError(
                     f"{target} is or holds the input {name}: choose another output directory."
                 )
-    if target.exists() and not target.is_dir():
-        raise CheckpointError(f"{target} is a file: choose another output directory.")
-    if not target.exists():
-        return
-    if not overwrite:
-        raise CheckpointError(f"{target} exists. Choose another directory, or overwrite it (--overwrite).")
-    held = [path.name for path in target.iterdir()]
-    if held and not any(name == "config.json" or name.endswith((".safetensors", ".bin")) for name in held):
-        raise CheckpointError(
-            f"{target} holds {', '.join(sorted(held)[:5])}, and no model: it is not overwritten. Choose another "
-            "directory."
-        )
+    require_replaceable(target, overwrite)
 
 
 def _require_room(plan: Plan, partial: PartialMerge) -> None:
@@ -182,15 +187,7 @@ def _require_room(plan: Plan, partial: PartialMerge) -> None:
 
 
 def _write_side_files(plan: Plan, folder: Path) -> None:
-    if plan.home.directory is not None:
-        copy_side_files(plan.home.directory, folder)
-    own = getattr(plan.home, "tokenizer_directory", None)
-    if own is not None and own != plan.home.directory:  # an adapter that brings its tokenizer
-        for name in TOKENIZER_FILES:
-            if (own / name).is_file():
-                shutil.copyfile(own / name, folder / name)
-    if plan.config is not None:
-        (folder / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n")
+    write_side_files(plan.home, folder, plan.config)
     if plan.alignment is not None or plan.recipe.chat_template is not None:
         from mergescope.merging.tokenizers import write_tokenizer
 

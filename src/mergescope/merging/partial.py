@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import fcntl
 import json
 import os
@@ -14,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mergescope.errors import CheckpointError
+from mergescope.weights.files import appear
 
 JOURNAL = "merge.journal"
 
@@ -39,7 +38,6 @@ class PartialMerge:
     def __init__(self, target: Path, key: str, resume: bool) -> None:
         self.target = target
         self.folder = target.parent / f".{target.name}.merging"
-        self.retired = _retired(target)
         self._key = key
         self._lock = threading.Lock()
         self._journal: int | None = None
@@ -57,6 +55,11 @@ class PartialMerge:
     def resumed(self) -> bool:
         """Whether there is something to go on from."""
         return bool(self.recorded)
+
+    @property
+    def begun(self) -> bool:
+        """Whether tensors are being merged."""
+        return self._journal is not None
 
     def _hold(self) -> int:
         while True:
@@ -129,17 +132,7 @@ class PartialMerge:
                 _sync(path)
         self._close_journal()
         (self.folder / JOURNAL).unlink()
-        if self.target.exists():
-            if _exchange(self.folder, self.target):
-                _remove(self.folder)
-            else:
-                _remove(self.retired)
-                self.target.rename(self.retired)
-                self.folder.rename(self.target)
-                _remove(self.retired)
-        else:
-            self.folder.rename(self.target)
-        _sync(self.target.parent)
+        appear(self.folder, self.target)
 
     def abandon(self) -> None:
         """Remove everything."""
@@ -155,38 +148,6 @@ class PartialMerge:
         if self._journal is not None:
             os.close(self._journal)
             self._journal = None
-
-
-def recover(target: Path) -> None:
-    """Give a directory its name back, if a merge that was to replace it died between two renames.
-
-    Args:
-        target: the directory that was to be replaced.
-
-    Raises:
-        OSError: it can't be renamed.
-    """  # noqa: DOC502 (raised by what this calls)
-    if _retired(target).is_dir() and not target.exists():
-        _retired(target).rename(target)
-
-
-def _retired(target: Path) -> Path:
-    return target.parent / f".{target.name}.replaced"
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    # Swap two directories in one step, so that there is always one under either name.
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    here = -100
-    if rename(here, os.fsencode(a), here, os.fsencode(b), 2) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
-        return False
-    raise OSError(code, os.strerror(code))
 
 
 def _sync(path: Path) -> None:

@@ -145,10 +145,15 @@ class Plan:
     @property
     def digest(self) -> str:
         """Key of the plan: what decides the bytes of the output's tensors."""
+        names = {id(model): name for name, model in self.models.items()}
         parts: list[Any] = [
             __version__, self.recipe.method.name, self.recipe.tokenizer, self.seed,
             {name: model.identity for name, model in self.models.items()},
-            [(job.name, str(job.spec), job.labels, job.copy, repr(job.values)) for job in self.jobs],
+            [
+                (job.name, str(job.spec), job.base is not None, job.copy, repr(job.values),
+                 [(names[id(rows.model)], rows.key) for rows in _plain_rows(job)])
+                for job in self.jobs
+            ],
         ]  # fmt: skip
         if self.alignment is not None:
             files = [path for model in self.models.values() for path in _tokenizer_files(model)]

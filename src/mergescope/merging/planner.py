@@ -22,6 +22,7 @@ from mergescope.merging.streams import Rows
 from mergescope.merging.vocabulary import (
     HEADS,
     INPUTS,
+    conflicts,
     read_vocabulary,
     tokenizer_directory,
     vocabulary_problems,
@@ -35,6 +36,7 @@ VOCABULARY = (
     "token."
 )
 VALUES = "Correct the recipe's parameters."
+DEQUANTISE = "Dequantise models before merging them."
 
 
 class Planner:
@@ -59,6 +61,7 @@ class Planner:
         self._refused: dict[str, list[str]] = {}
         self._references = {id(model): name for name, model in models.items()}
         self._dtypes: set[str] = set()
+        self._scaled: dict[int, tuple[bool, set[str]]] = {}
         self._own_heads = False
         if recipe.tokenizer is not None:
             from mergescope.merging.tokenizers import output_vocabulary
@@ -121,6 +124,12 @@ class Planner:
         if len({rows.shape for rows in stored}) > 1 and self.alignment is None or len(kinds) > 1:
             self._differ(name, labels, stored)
             return
+        scaled = [label for label, rows in zip(labels, stored, strict=True) if self._is_scaled(rows)]
+        if scaled:
+            self.problems.add(
+                f"{name}: 8-bit floats with scales of their own in {', '.join(scaled)}", DEQUANTISE
+            )
+            return
         found = [self._aligned(rows) for rows in stored]
         if len({item.shape for item in found}) > 1:
             self._differ(name, labels, stored)
@@ -152,9 +161,7 @@ class Planner:
         ]
         same_rows = len({item.shape[1:] for item in spec}) == 1 and not kinds
         by_token = same_rows and any(name.endswith(end) for end in (*HEADS, *INPUTS))
-        advice = (
-            "Dequantise models before merging them." if kinds else VOCABULARY if by_token else ARCHITECTURE
-        )
+        advice = DEQUANTISE if kinds else VOCABULARY if by_token else ARCHITECTURE
         self.problems.add(f"{name}: {', '.join(f'{what} in {label}' for what, label in told)}", advice)
 
     def _rows(self, model: str, key: str) -> CheckpointRows:
@@ -162,6 +169,17 @@ class Planner:
         assert actual is not None
         spec = self.models[model].spec[actual]
         return CheckpointRows(self.models[model], actual, tuple(spec.shape), spec.dtype)
+
+    def _is_scaled(self, rows: CheckpointRows) -> bool:
+        # Codes that mean nothing without another tensor; 8-bit floats by themselves are numbers like others.
+        if rows.dtype.itemsize > 1 or not rows.dtype.is_floating_point:
+            return False
+        if id(rows.model) not in self._scaled:
+            quantised = "quantization_config" in (rows.model.config or {})
+            scales = {key.rpartition(".")[0] for key in rows.model.spec if "scale" in key.rpartition(".")[2]}
+            self._scaled[id(rows.model)] = quantised, scales
+        quantised, scales = self._scaled[id(rows.model)]
+        return quantised or rows.key.rpartition(".")[0] in scales
 
     def _aligned(self, rows: CheckpointRows) -> Rows:
         if self.alignment is None:
@@ -237,25 +255,21 @@ class Planner:
         if all(_same_files(folders[0], folder) for folder in folders[1:]):
             return
         try:
-            tables = [
-                (model, read_vocabulary(model).ids)
+            tables = {
+                id(model): (self._references[id(model)], read_vocabulary(model))
                 for model in used
                 if tokenizer_directory(model) is not None
-            ]
+            }
             notes = vocabulary_problems(used)
         except CheckpointError as error:
             self.notes.append(f"vocabularies were not compared: {error}")
             return
-        first, ours = tables[0]
-        for model, ids in tables[1:]:
-            moved = [token for token, number in ids.items() if ours.get(token, number) != number]
-            if moved:
-                token = moved[0]
-                self.problems.add(
-                    f"{len(moved)} tokens have other ids in {self._references[id(model)]} than in "
-                    f"{self._references[id(first)]}: {token!r} is {ids[token]} and {ours[token]}",
-                    "Rows of different tokens would be averaged: set tokenizer_source: union (or base) in the recipe.",
-                )
+        _, base = tables.get(id(self.models.get(self.recipe.base_model or "")), ("", None))
+        for conflict in conflicts(tables.values(), base):
+            self.problems.add(
+                conflict,
+                "Rows of different tokens would be averaged: set tokenizer_source: union (or base) in the recipe.",
+            )
         self.notes += [note.rstrip(".") for note in notes]
 
     def config(self, jobs: list[Job]) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -13,8 +13,8 @@ from mergescope.weights.lora import VOCABULARY_FILES
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json",
-    "chat_template.jinja", "chat_template.json",
+    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "spm.model", "sentencepiece.bpe.model", "bpe.codes",
+    "tekken.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 """Files that make up a tokenizer."""
 
@@ -144,7 +144,9 @@ def vocabulary_rows(checkpoint: Any) -> int | None:
         if isinstance(part, dict) and isinstance(part.get("vocab_size"), int):
             return int(part["vocab_size"])
     found = [
-        spec.shape[0] for key, spec in checkpoint.spec.items() if _ends(key, INPUTS) and len(spec.shape) == 2
+        spec.shape[0]
+        for key, spec in checkpoint.spec.items()
+        if ends_with(key, INPUTS) and len(spec.shape) == 2
     ]
     return max(found, default=None)
 
@@ -180,13 +182,26 @@ def embedding_keys(checkpoint: Any) -> dict[str, str]:
         if not spec.shape or spec.shape[0] != rows:
             continue
         known = (("input", INPUTS), ("head", HEADS), ("bias", BIASES))
-        role = next((role for role, names in known if _ends(key, names)), "other" if distinct else None)
+        role = next((role for role, names in known if ends_with(key, names)), "other" if distinct else None)
         if role is not None:
             found[key] = role
     return found
 
 
-def _ends(key: str, names: Sequence[str]) -> bool:
+def ends_with(key: str, names: Sequence[str]) -> bool:
+    """Whether a tensor is called one of some names, whatever it is in.
+
+    Args:
+        key: the tensor's name.
+        names: such as [`HEADS`][].
+
+    Returns:
+        True if it ends with one of them.
+
+    Example:
+        >>> ends_with("model.lm_head.weight", HEADS), ends_with("elm_head.weight", HEADS)
+        (True, False)
+    """
     return any(key == name or key.endswith("." + name) for name in names)
 
 
@@ -230,7 +245,53 @@ def vocabulary_problems(models: Sequence[Any]) -> list[str]:
             problems.append(
                 f"{without} has no tokenizer files, so its tokens can't be compared with the others'."
             )
-    return problems
+    base = tables.get(id(models[0])) if models else None
+    others = [(model.name, tables[id(model)]) for model in models[1:] if id(model) in tables]
+    if base is not None:  # of those with other ids than it has, that was told
+        others = [
+            (name, it) for name, it in others if all(base.ids.get(t, row) == row for t, row in it.ids.items())
+        ]
+    found = conflicts(others, base)
+    return problems + [f"{text}. Rows of different tokens would be averaged. {advice}" for text in found]
+
+
+def conflicts(tables: Iterable[tuple[str, Vocabulary]], base: Vocabulary | None = None) -> Iterator[str]:
+    """Where one row belongs to different tokens in two models, or one token to different rows.
+
+    Args:
+        tables: names and vocabularies of all models.
+        base: what they were fine-tuned from. A token that takes the place of one of its own, such as a reserved one,
+            is in no conflict with that, but with what another model has there.
+
+    Yields:
+        A clause for each model that does not fit to those before it.
+
+    Example:
+        >>> def told(*ids): return list(conflicts((str(n), Vocabulary("", Path(), it, {})) for n, it in enumerate(ids)))
+        >>> told({"a": 0, "b": 1}, {"a": 0, "c": 2}, {"a": 0, "d": 2})
+        ["1 row has another token in 2 than in 1: row 2 is 'd' and 'c'"]
+        >>> told({"a": 0, "b": 1}, {"a": 1, "b": 0})
+        ["2 tokens have other ids in 1 than in 0: 'a' is 1 and 0"]
+    """
+    based = {} if base is None else {number: token for token, number in base.ids.items()}
+    rows: dict[str, tuple[int, str]] = {}
+    tokens: dict[int, tuple[str, str]] = {}
+    for name, table in tables:
+        moved = [token for token, row in table.ids.items() if rows.get(token, (row,))[0] != row]
+        own = {row: token for token, row in table.ids.items() if based.get(row) != token}
+        taken = [row for row, token in own.items() if tokens.get(row, (token,))[0] != token]
+        if moved:
+            token = moved[0]
+            row, other = rows[token]
+            told = "1 token has another id" if len(moved) == 1 else f"{len(moved)} tokens have other ids"
+            yield f"{told} in {name} than in {other}: {token!r} is {table.ids[token]} and {row}"
+        elif taken:
+            row = taken[0]
+            token, other = tokens[row]
+            told = "1 row has another token" if len(taken) == 1 else f"{len(taken)} rows have other tokens"
+            yield f"{told} in {name} than in {other}: row {row} is {own[row]!r} and {token!r}"
+        rows = {token: (row, name) for token, row in table.ids.items()} | rows
+        tokens = {row: (token, name) for row, token in own.items()} | tokens
 
 
 def _differences(ours: Vocabulary, theirs: Vocabulary, advice: str) -> list[str]:

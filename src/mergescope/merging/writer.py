@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 
+from mergescope.documents import read_json
 from mergescope.errors import CheckpointError, PointError
 from mergescope.merging.shards import Shards
+from mergescope.merging.vocabulary import TOKENIZER_FILES
 from mergescope.weights import Point
 from mergescope.weights.files import atomic_directory
 from mergescope.weights.point import TensorSource
 
 SIDE_FILES = (
     "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt",
-    "spiece.model", "sentencepiece*", "added_tokens.json", "preprocessor_config.json",
+    "*.model", "sentencepiece*", "bpe.codes", "added_tokens.json", "preprocessor_config.json",
     "video_preprocessor_config.json", "processor_config.json", "chat_template*", "*.spm", "*.tiktoken",
     "tekken.json", "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json",
     "*_Pooling/config.json", "*.py",
@@ -86,29 +88,56 @@ def save(
     ]
     if inside:
         raise CheckpointError(f"{target} holds the input {inside[0]}: choose another output directory.")
-    if target.exists() and not target.is_dir():
-        raise CheckpointError(f"{target} is a file, but a model is saved as a directory.")
+    require_replaceable(target, overwrite)
     try:
         with atomic_directory(target, overwrite) as folder:
-            home = next((home for home in homes if home is not None), None)
+            home = next((it for it in _by_weight(point) if getattr(it, "directory", None) is not None), None)
             if config is not None:
                 (folder / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
             elif home is not None:
-                copy_side_files(home, folder)
+                write_side_files(home, folder, getattr(home, "config", None))
             header = {"mergescope.point": str(point), **(metadata or {})}
             shards = Shards(folder, point.spec.items(), header, max_shard_bytes=None)
             try:
                 _write_tensors(shards, point)
             finally:
                 shards.close(flush=False)  # the directory is flushed before it appears
-    except FileExistsError:
-        raise CheckpointError(f"{target} exists. Choose another directory, or pass overwrite=True.") from None
+    except FileExistsError:  # another process was faster
+        raise CheckpointError(f"{target} exists by now. Choose another directory.") from None
     except OSError as error:
         raise CheckpointError(
             f"Writing {target} failed, and nothing was left there: {error}. Check the disk's space "
             "and permissions, then run the same command again."
         ) from error
     return target
+
+
+def require_replaceable(target: Path, overwrite: bool) -> None:
+    """Refuse an output that is there already, unless it is a model that may be replaced.
+
+    Args:
+        target: the directory to make.
+        overwrite: whether a model there may be replaced.
+
+    Raises:
+        CheckpointError: it is a file, may not be replaced, or holds something that is no model.
+    """
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(
+            f"{target} is a file, but a model is a directory: choose another output directory."
+        )
+    if not target.exists():
+        return
+    if not overwrite:
+        raise CheckpointError(
+            f"{target} exists. Choose another directory, or overwrite it (overwrite=True, --overwrite)."
+        )
+    held = [path.name for path in target.iterdir()]
+    if held and not any(name == "config.json" or name.endswith((".safetensors", ".bin")) for name in held):
+        raise CheckpointError(
+            f"{target} holds {', '.join(sorted(held)[:5])}, and no model: it is not overwritten. Choose another "
+            "directory."
+        )
 
 
 def _write_tensors(shards: Shards, point: Point) -> None:
@@ -125,6 +154,26 @@ def _write_tensors(shards: Shards, point: Point) -> None:
 
 def _by_weight(point: Point) -> list[TensorSource]:
     return [source for source, _ in sorted(point.terms, key=lambda term: -abs(term[1]))]
+
+
+def write_side_files(home: Any, folder: Path, config: Mapping[str, Any] | None) -> None:
+    """Copy a model's configuration and tokenizer files, those of an adapter where it brings its own.
+
+    Args:
+        home: the checkpoint.
+        folder: where to.
+        config: ``config.json``, written if it is not what the file says; None leaves the file as it is.
+    """
+    if home.directory is not None:
+        copy_side_files(home.directory, folder)
+    own = getattr(home, "tokenizer_directory", None)
+    if own is not None and own != home.directory:
+        for name in TOKENIZER_FILES:
+            if (own / name).is_file():
+                shutil.copyfile(own / name, folder / name)
+    file = folder / "config.json"
+    if config is not None and not (file.is_file() and read_json(file) == dict(config)):
+        file.write_text(json.dumps(dict(config), indent=2) + "\n")
 
 
 def copy_side_files(home: Path, folder: Path) -> None:

@@ -9,6 +9,7 @@ safetensors, ``pytorch_model.bin``, its shards or one other file of ``torch.save
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import re
@@ -28,6 +29,9 @@ PICKLED_SINGLE = "pytorch_model.bin"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 ADAPTER_CONFIG = "adapter_config.json"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+TEMPORARY = r"\..+\.[a-z0-9_]{8}\.tmp(\..+)?"
+"""Names of what [`atomic_file`][] and [`atomic_directory`][] write to until it is complete."""
+
 _NO_MODEL = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states).*")
 
 
@@ -120,7 +124,10 @@ def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+        wanted = [
+            "*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.tiktoken", "bpe.codes", "*.jinja", "*.md",
+            "*.py",
+        ]  # fmt: skip
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
         if not any(folder.glob("*.safetensors")):
             wanted = ["pytorch_model*.bin", "adapter_model.bin"]
@@ -136,10 +143,10 @@ def _download(repo: str, revision: str | None) -> Path:
 
 
 def _in_directory(directory: Path, name: str) -> Located:
+    if (directory / SINGLE).is_file():  # before an index, which is a leftover then: as transformers does it
+        return Located(name, directory, (directory / SINGLE,))
     if (directory / INDEX).is_file():
         return _from_index(directory / INDEX, name, ".safetensors")
-    if (directory / SINGLE).is_file():
-        return Located(name, directory, (directory / SINGLE,))
     if (directory / ADAPTER_CONFIG).is_file():
         raise CheckpointError(
             f"{directory} holds a PEFT adapter, which is no model by itself. Apply it to its base: "
@@ -264,6 +271,8 @@ def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         FileExistsError: the directory exists and may not be replaced.
     """
+    path = Path(os.path.realpath(path))  # what a link names is replaced, not the link
+    recover(path)
     if path.exists() and not overwrite:
         raise FileExistsError(str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -275,15 +284,74 @@ def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
                 with item.open("rb") as written:
                     os.fsync(written.fileno())
         temporary.chmod(0o777 & ~_umask())
-        if path.exists():
-            retired = temporary.with_suffix(".old")
-            path.rename(retired)
-            temporary.rename(path)
-            shutil.rmtree(retired)
-        else:
-            temporary.rename(path)
+        appear(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def appear(folder: Path, target: Path) -> None:
+    """Give a complete directory its name, in place of what is there: one of both has it at any moment.
+
+    Where the system can't exchange two directories, there is a moment without one; [`recover`][] mends that.
+
+    Args:
+        folder: the directory, beside the other.
+        target: its name.
+
+    Raises:
+        OSError: a rename fails; what was there is there still.
+    """
+    if target.exists():
+        if not _exchange(folder, target):
+            retired = _retired(target)
+            shutil.rmtree(retired, ignore_errors=True)
+            target.rename(retired)
+            try:
+                folder.rename(target)
+            except OSError:
+                retired.rename(target)
+                raise
+            folder = retired
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        folder.rename(target)
+    handle = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def recover(target: Path) -> None:
+    """Give a directory its name back, if a process that was to replace it died between two renames.
+
+    Args:
+        target: the directory that was to be replaced.
+
+    Raises:
+        OSError: it can't be renamed.
+    """  # noqa: DOC502 (raised by what this calls)
+    if _retired(target).is_dir() and not target.exists():
+        _retired(target).rename(target)
+
+
+def _retired(target: Path) -> Path:
+    return target.parent / f".{target.name}.replaced"
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    # Swap two directories in one step, so that there is always one under either name.
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    here = -100
+    if rename(here, os.fsencode(a), here, os.fsencode(b), 2) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code))
 
 
 def _umask() -> int:

@@ -22,8 +22,8 @@ from mergescope.weights.files import ADAPTER_CONFIG
 from mergescope.weights.point import TensorSpec
 
 VOCABULARY_FILES = (
-    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
-    "tekken.json",
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "spm.model",
+    "sentencepiece.bpe.model", "bpe.codes", "tekken.json",
 )  # fmt: skip
 """Files that hold a tokenizer's vocabulary, any of which shows that a directory has one of its own."""
 
