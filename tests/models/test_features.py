@@ -332,3 +332,28 @@ def test_networks_of_writing_families_that_judge_texts(kind, width):
         result = features.call(network, inputs)
         assert torch.equal(result.logits, network(**inputs, use_cache=False).logits)
     assert features.output(result, inputs, None).shape == (2, width)
+
+
+def test_the_mean_of_a_plain_network_is_over_tokens_or_over_places():
+    value = torch.randn(2, 5, 3)
+    assert torch.equal(Features("plain", "mean").rows("blocks.0", value, None), value.mean(1))
+    maps = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(Features("plain", "mean").rows("conv", maps, None), maps.mean((2, 3)))
+
+
+def test_padded_texts_have_no_mean_to_be_centred_by():
+    net = tiny("bert")
+    points = family(net, ("base", "a", "b"), scale=0.05)
+    short, long = texts((3,), 0), texts((6,), 1)
+    one = [padded([*short, *long])]
+    with pytest.raises(LayerError, match="all tokens of padded texts, which have no mean"):
+        ms.trace(points, one, net, centre=points[0])
+    ms.trace(points, one, net, centre=points[0], features="mean")
+    ms.trace(points, [padded(long)], net, centre=points[0])
+
+
+def test_the_output_of_a_network_that_judges_tokens_leaves_padding_out():
+    features = Features("encoder-decoder", "mean", writes=False)
+    value = torch.tensor([[[1.0], [3.0], [99.0]]])
+    batch = {"attention_mask": torch.tensor([[1, 1, 0]])}
+    assert features.output_rows(value, batch).tolist() == [[2.0]]

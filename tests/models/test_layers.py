@@ -15,6 +15,7 @@ from mergescope.models.layers import FAMILIES, LayerChoice, feature_of, layer_ch
 def test_blocks_are_the_blocks_and_the_output():
     assert ms.find_layers(ms.MLP()) == ["blocks.0", "blocks.1", "output"]
     assert ms.find_layers(make_net("vit")) == ["blocks.0", "blocks.1", "output"]
+    assert ms.find_layers(make_net("vit"), ("blocks",)) == ["blocks.0", "blocks.1", "output"]
 
 
 @pytest.mark.parametrize("name", KNOWN)

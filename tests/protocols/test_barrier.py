@@ -7,6 +7,7 @@ from support import NETS, family, labelled_batches, make_net, scalars
 import mergescope as ms
 from mergescope.errors import PointError
 from mergescope.protocols import line
+from mergescope.readings import bootstrap
 
 
 def test_a_line_runs_from_b_to_a_and_includes_its_ends():
@@ -81,3 +82,28 @@ def test_two_equal_models_have_no_barrier():
     assert curve.loss_barrier == pytest.approx(0, abs=1e-12) and curve.error_barrier == pytest.approx(
         0, abs=1e-12
     )
+
+
+def test_the_barrier_s_interval_is_that_of_the_samples_at_its_largest():
+    net = make_net("vit")
+    _, a, b, _ = family(net, scale=0.4)
+    alphas = [-0.5, 0.25, 0.5]
+    points = line(a, b, alphas)
+    traced = ms.trace(points.values(), labelled_batches(40, 8), net)
+    curve = ms.barrier(traced, a, b, alphas)
+    said = traced.reading(ms.Outputs)
+    ends = []
+    for alpha in (0.25, 0.5):
+        chord = alpha * said.losses(points[1.0]) + (1 - alpha) * said.losses(points[0.0])
+        (found,) = bootstrap((said.losses(points[alpha]) - chord)[:, None])
+        ends.append((found.low, found.high))
+    assert curve.loss_interval == pytest.approx(np.max(ends, 0))
+    assert curve.loss_interval[0] < curve.loss_barrier < curve.loss_interval[1]
+    rows = {row["measure"]: row for row in curve.rows() if row["kind"] == "barrier"}
+    assert (rows["error"]["low"], rows["error"]["high"]) == curve.error_interval
+    twice = ms.trace(points.values(), labelled_batches(40, 8), net)
+    units = np.tile(np.arange(40), 2)
+    both = ms.barrier([traced, twice], a, b, alphas)
+    once = ms.barrier([traced, twice], a, b, alphas, units=units)
+    assert np.ptp(both.loss_interval) < np.ptp(once.loss_interval)
+    assert once.loss_interval == pytest.approx(curve.loss_interval)

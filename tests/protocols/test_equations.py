@@ -232,3 +232,24 @@ def test_distributions_count_every_live_sample_of_every_split(made):
     for measure in EDGES:
         for layer in ("blocks.0", "blocks.1", "output"):
             assert counted(split, layer, measure).tolist() == counted([both], layer, measure).tolist()
+
+
+def test_samples_that_two_tasks_share_are_one_piece_of_evidence(made):
+    net, base, models, _ = made
+
+    class Named(list):
+        fingerprint = "the same"
+
+    def width(*fingerprints):
+        data = {}
+        for name, fingerprint in zip("ab", fingerprints, strict=True):
+            batches = Named(labelled_batches(24, 8, seed=3))
+            batches.fingerprint = fingerprint
+            data[name] = HeldOut(name, batches, net, owner=name)
+        found = check_equations(base, models, data, EquationSettings(("ctl",), **QUIET))
+        (test,) = (test for test in found.tests if test.name == "a + b")
+        cos = test.found["blocks.1"].measures["cos"]
+        return cos.high - cos.low, cos.n
+
+    once, apart = width("same", "same"), width("one", "other")
+    assert once[1] == apart[1] == 48 and once[0] > 1.2 * apart[0]

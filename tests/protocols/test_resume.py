@@ -120,3 +120,16 @@ def test_what_was_finished_is_used_for_the_same_only(given, tmp_path):
         assert asked() == 11
         raise KeyboardInterrupt
     assert asked() == 12  # outside of a run
+
+
+def test_other_batches_of_the_same_samples_are_another_pass(given, tmp_path):
+    _, models, held = given
+    first = held["test"]["a"]
+    cut = HeldOut("a", Named(labelled_batches(samples=24, size=6, seed=11), "test a"), first.model, "a")
+    made = []
+    with pytest.raises(KeyboardInterrupt), resumable(tmp_path / "passes"):
+        for data in (first, cut, Subset(first.batches, 10), first):
+            data = data if isinstance(data, HeldOut) else HeldOut("a", data, first.model, "a")
+            once("x", data, [Point.of(models["a"])], None, [], lambda: made.append(1) or {"x": np.ones(1)})
+        raise KeyboardInterrupt
+    assert len(made) == 3

@@ -173,3 +173,10 @@ def test_settings_and_pairs_that_make_no_sense_are_refused(case):
     call, kind, said = list(refusals())[case]
     with pytest.raises(kind, match=said):
         call()
+
+
+def test_losses_of_one_function_are_not_bounded_by_the_curvature_of_another():
+    net, batches, triples = given()
+    normed = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4), torch.nn.BatchNorm1d(4)).double()
+    with pytest.raises(MergescopeError, match="the curvature of another function"):
+        check_theorem(triples, HeldOut("data", batches, normed), TheoremSettings(batchnorm="batch"))

@@ -162,3 +162,10 @@ def test_parts_of_a_pass_count_their_samples_on_and_others_anew(later, together)
     first = filled([0, 1])  # of three samples: the last has no row
     first.merge(filled(later))
     assert first.units("layer").tolist() == together
+
+
+def test_a_batch_without_a_row_adds_nothing(features):
+    reading = feed(ms.InnerProducts(), features)
+    add(reading, {layer: f[:, :0] for layer, f in features.items()}, 1)
+    reading.update(Batch({layer: list(f[:, :0]) for layer, f in features.items()}, [], None))
+    assert reading.gram("one", ["p", "q"]).shape == (7, 2, 2)

@@ -116,3 +116,12 @@ def test_a_reading_serves_one_trace():
     _, reading = traced(tiny("gpt2"), [padded(texts())])
     with pytest.raises(MergescopeError, match="make a new NextTokenLoss"):
         reading.start(["a"], [])
+
+
+def test_nan_at_padding_is_left_out():
+    reading = ms.NextTokenLoss()
+    reading.start(["p"], [])
+    counts = torch.tensor([[False, True, True]])
+    said = NextTokens(torch.tensor([[float("nan"), 1.0, 3.0]]), torch.ones(1, 3), torch.ones(1, 3), counts)
+    reading.update(Batch({}, [said], None))
+    assert reading.losses("p").tolist() == [2.0]

@@ -213,6 +213,17 @@ def test_auto_is_batched_on_a_gpu_for_small_networks_that_can_be_mapped(on_a_gpu
     assert ms.trace(points, batches, net).executor == "resident"
 
 
+def test_trying_a_batch_leaves_nothing_in_what_is_kept(on_a_gpu, tmp_path):
+    net, batches = make_net("mlp"), labelled_batches()
+    points = family(net)
+    traced = ms.trace(points, batches, net, keep=tmp_path)
+    assert (
+        traced.executor == "batched"
+        and len(traced.reading(ms.Outputs).correct(points[0])) == traced.samples == 10
+    )
+    assert_close(ms.trace(points, batches, net, executor="resident"), traced)
+
+
 def test_an_unknown_executor_is_refused_with_a_near_match():
     net = make_net("mlp")
     with pytest.raises(MergescopeError, match="no executor 'batch'. Did you mean: batched.*auto, resident"):

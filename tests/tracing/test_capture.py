@@ -76,3 +76,17 @@ def test_only_what_is_fed_the_input_itself_is_trivial(net, layers, trivial):
 def test_an_embedding_is_trivial():
     net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2))
     assert trivially_linear(net, torch.tensor([1, 2]), ["0", "1"]) == {"0"}
+
+
+def test_a_layer_is_trivial_though_the_network_casts_what_it_is_fed():
+    class Casting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.second(self.first(x.to(self.first.weight.dtype)))
+
+    net = Casting().bfloat16()
+    assert trivially_linear(net, torch.randn(2, 4), ["first", "second"]) == {"first"}
+    assert trivially_linear(Casting(), torch.randn(2, 4).double(), ["first", "second"]) == {"first"}

@@ -12,6 +12,8 @@ from torch import nn
 
 import mergescope as ms
 from mergescope.errors import LayerError, MergescopeError
+from mergescope.models import WithHead, linear_head
+from mergescope.models.towers import headless
 from mergescope.training import regime
 from mergescope.training.lora import adapted_modules
 from mergescope.weights.lora import LoraCheckpoint
@@ -176,3 +178,18 @@ def test_settings_that_make_no_sense_are_refused():
     ):
         with pytest.raises(MergescopeError, match=message):
             regime("lora", **settings)
+
+
+@pytest.mark.parametrize("kind", ["bert", "vit", "clip"])
+def test_the_adapter_of_a_network_with_a_head_fits_the_base_in_peft(kind, tmp_path):
+    peft = pytest.importorskip("peft")
+    base = headless(network(kind))
+    again = copy.deepcopy(base)
+    made = regime("lora", rank=4, alpha=6, also=["head"])
+    model = made.prepare(WithHead(base, linear_head(8, ("a", "b"), 0)))
+    train(model)
+    made.extra_files(model, tmp_path)
+    applied = peft.PeftModel.from_pretrained(again, tmp_path / "adapter").merge_and_unload().state_dict()
+    state = made.state(model)
+    for key, value in applied.items():
+        torch.testing.assert_close(value, state[f"backbone.{key}"], rtol=1e-5, atol=1e-6, msg=key)

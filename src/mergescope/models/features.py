@@ -165,7 +165,10 @@ class Features:
                     f"The layer {layer!r} returns {list(value.shape)}, not tokens, so features {self.choice!r} make "
                     "no sense. Choose all or mean."
                 )
-            return value.flatten(1) if self.choice == "all" else value.flatten(2).mean(2)
+            if self.choice == "all":
+                return value.flatten(1)
+            # (batch, tokens, width), or maps of (batch, channels, height, width)
+            return value.mean(1) if value.ndim == 3 else value.flatten(2).mean(2)
         value = value.flatten(2)
         places = torch.arange(len(value), device=value.device)
         if self.choice == "cls":
@@ -243,6 +246,26 @@ class Features:
             )
         return self.output_rows(result, inputs)
 
+    def require_centred(self, layer: str, value: torch.Tensor, inputs: Any) -> None:
+        """Refuse features of which no mean can be taken away: at padding it would stand with the other sign.
+
+        Args:
+            layer: its name.
+            value: as for [`rows`][].
+            inputs: of the batch, for the masks.
+
+        Raises:
+            LayerError: they are those of all tokens, and there is padding.
+        """
+        if self.choice != "all" or value.ndim < 3 or self.kind in ("plain", "image"):
+            return
+        mask = self._mask(layer, value.flatten(2), inputs)
+        if mask is not None and not bool(mask.all()):
+            raise LayerError(
+                f"The features of {layer!r} are all tokens of padded texts, which have no mean to be centred by. "
+                "Choose features mean, last, cls or each."
+            )
+
     def output_rows(self, result: Any, inputs: Any) -> torch.Tensor:
         """The feature of the network's own output: logits, or the embedding of a headless model.
 
@@ -259,9 +282,8 @@ class Features:
             return value.unsqueeze(-1).flatten(1)
         choice = self.choice if self.choice in ("mean", "last", "cls") else None
         last = self.kind in ("decoder", "encoder-decoder")
-        return Features(self.kind, choice or ("last" if last else "mean"), self.start).rows(
-            OUTPUT, value, inputs
-        )
+        choice = choice or ("last" if last else "mean")
+        return Features(self.kind, choice, self.start, self.writes).rows(OUTPUT, value, inputs)
 
     def _next_tokens(self, logits: torch.Tensor, inputs: Any, labels: torch.Tensor | None) -> NextTokens:
         wanted = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs

@@ -72,8 +72,8 @@ def layer_choice(model: nn.Module, layers: str | Sequence[str] = "blocks") -> La
 
     Args:
         model: the network.
-        layers: ``"blocks"`` for the blocks and the output; or one or more suffix patterns;
-            ``"output"`` is the network's output.
+        layers: ``"blocks"`` (or only that in a sequence) for the blocks and the output; or one or more suffix
+            patterns; ``"output"`` is the network's output.
 
     Returns:
         The choice.
@@ -86,7 +86,7 @@ def layer_choice(model: nn.Module, layers: str | Sequence[str] = "blocks") -> La
         >>> layer_choice(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.ReLU()))
         LayerChoice(names=('0', '1', 'output'), family=None, guessed=True)
     """
-    if layers == "blocks":
+    if layers == "blocks" or list(layers) == ["blocks"]:
         _refuse_shared(model)
         found, families = _by_family(model)
         run = longest_run(model)

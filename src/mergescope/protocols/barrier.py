@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from mergescope.display import Table, View, as_html, as_pandas, as_pretty, as_text, figure
 from mergescope.errors import PointError
-from mergescope.readings import NextTokenLoss, Outputs
+from mergescope.readings import NextTokenLoss, Outputs, bootstrap
 from mergescope.tracing import Trace
 from mergescope.weights import Point, exact, lerp
 from mergescope.weights.point import Number, TensorSource
@@ -26,6 +27,9 @@ class Barrier:
         error: error rate at each, in [0, 1].
         loss_barrier: largest excess of the loss over the chord between the ends (may be negative).
         error_barrier: the same for the error rate.
+        loss_interval: 95 % of the loss barrier over samples, by the bootstrap at every alpha; at the largest of both
+            ends.
+        error_interval: the same for the error rate.
     """
 
     alphas: np.ndarray
@@ -33,6 +37,8 @@ class Barrier:
     error: np.ndarray
     loss_barrier: float
     error_barrier: float
+    loss_interval: tuple[float, float] = (math.nan, math.nan)
+    error_interval: tuple[float, float] = (math.nan, math.nan)
 
     def rows(self) -> list[dict[str, Any]]:
         """The curves and their barriers as lines of a results table.
@@ -46,9 +52,12 @@ class Barrier:
             for place, alpha in enumerate(self.alphas)
             for measure, values in curves.items()
         ]
-        ends = {"loss": self.loss_barrier, "error": self.error_barrier}
+        ends = {
+            "loss": (self.loss_barrier, *self.loss_interval), "error": (self.error_barrier, *self.error_interval),
+        }  # fmt: skip
         return found + [
-            {"kind": "barrier", "measure": measure, "mean": value} for measure, value in ends.items()
+            {"kind": "barrier", "measure": measure, "mean": value, "low": low, "high": high}
+            for measure, (value, low, high) in ends.items()
         ]
 
     __str__, to_pandas, _repr_html_, _repr_pretty_ = as_text, as_pandas, as_html, as_pretty
@@ -86,6 +95,8 @@ def barrier(
     a: Point | TensorSource,
     b: Point | TensorSource,
     alphas: Sequence[Number],
+    *,
+    units: np.ndarray | None = None,
 ) -> Barrier:
     """The linear-mode-connectivity barrier (CTL 2).
 
@@ -98,6 +109,7 @@ def barrier(
         a: the model at alpha = 1.
         b: the model at alpha = 0.
         alphas: the interior grid.
+        units: as for [`linearity`][mergescope.linearity], for the intervals.
 
     Returns:
         The curve and its barriers.
@@ -116,19 +128,28 @@ def barrier(
                 f"The trace lacks points of the line: {'; '.join(missing)}. Trace line(a, b, alphas)."
             )
     outputs = [_losses(trace) for trace in traces]
-    loss = np.array([np.nanmean(np.concatenate([o.losses(p) for o in outputs])) for p in points.values()])
-    error = np.array([
-        1 - np.nanmean(np.concatenate([o.correct(p) for o in outputs])) for p in points.values()
-    ])
+    losses = np.stack([np.concatenate([o.losses(p) for o in outputs]) for p in points.values()])
+    errors = np.stack([1 - np.concatenate([o.correct(p) for o in outputs]) for p in points.values()])
     positions = np.array(list(points))
+    loss, error = np.nanmean(losses, 1), np.nanmean(errors, 1)
+    return Barrier(
+        positions, loss, error,
+        float(_excess(loss, positions).max()), float(_excess(error, positions).max()),
+        _interval(losses, positions, units), _interval(errors, positions, units),
+    )  # fmt: skip
 
-    def excess(values: np.ndarray) -> float:
-        at = dict(zip(points, values, strict=True))
-        chord = positions * at[1.0] + (1 - positions) * at[0.0]
-        inside = (positions > 0) & (positions < 1)
-        return float((values - chord)[inside].max())
 
-    return Barrier(positions, loss, error, excess(loss), excess(error))
+def _excess(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    # Above the chord between the ends, inside.
+    (first,), (second,) = values[positions == 1], values[positions == 0]
+    at = positions.reshape(-1, *[1] * (values.ndim - 1))
+    with np.errstate(invalid="ignore"):  # infinite losses
+        return np.asarray((values - at * first - (1 - at) * second)[(positions > 0) & (positions < 1)])
+
+
+def _interval(values: np.ndarray, positions: np.ndarray, units: np.ndarray | None) -> tuple[float, float]:
+    each = bootstrap(_excess(values, positions).T, units)
+    return max(found.low for found in each), max(found.high for found in each)
 
 
 def _losses(trace: Trace) -> Outputs | NextTokenLoss:

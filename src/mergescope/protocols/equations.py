@@ -21,6 +21,7 @@ from mergescope.protocols.linearity import (
     ctl,
     linearity,
     negation,
+    repeated_samples,
 )
 from mergescope.protocols.measure import HeldOut
 from mergescope.protocols.resume import kept_in
@@ -297,16 +298,12 @@ def check_equations(
                 device=s.device, fixed=held.fixed, progress=s.progress,
                 keep=kept_in("equations", held, points, start if linear else None, how),
             )  # fmt: skip
-    tested = tuple(
-        Tested(
-            it.kind,
-            it.name,
-            it.data,
-            linearity([passes[name] for name in it.data], it.test, seed=s.seed),
-        )
-        for it in planned
-    )
-    return Equations(tested, passes, linear, notes)
+    tested = []
+    for it in planned:
+        traces = [passes[name] for name in it.data]
+        units = repeated_samples([data[name].batches for name in it.data], traces)
+        tested.append(Tested(it.kind, it.name, it.data, linearity(traces, it.test, units=units, seed=s.seed)))
+    return Equations(tuple(tested), passes, linear, notes)
 
 
 def points_of(

@@ -16,7 +16,13 @@ from mergescope.protocols.disentanglement import task_pairs
 from mergescope.protocols.family_curvature_result import Along, FamilyCurvature, Peak
 from mergescope.protocols.linear_model import in_linear_model
 from mergescope.protocols.measure import HeldOut
-from mergescope.protocols.theorem import TheoremSettings, check_theorem, places_of, require_settings
+from mergescope.protocols.theorem import (
+    TheoremSettings,
+    check_theorem,
+    places_of,
+    require_one_function,
+    require_settings,
+)
 from mergescope.protocols.theorem_result import TheoremCheck, fitted
 from mergescope.weights import Point, task_vector
 from mergescope.weights.point import TensorSource
@@ -161,6 +167,8 @@ class _Work:
                 "own. Measure the curvature of their weights in the ordinary network: --no-linearized."
             )
         pairs = task_pairs(s.pairs, points)
+        for data in held.values():
+            require_one_function(data, s.batchnorm)
         work = cls(start, points, held, s, tuple(pairs), tuple(notes))
         for one, other in pairs:
             if not any((one, other) in work.of_data(name) for name in held):

@@ -323,6 +323,26 @@ def linearity(
     return Linearity(test, tuple(entries), samples)
 
 
+def repeated_samples(data: Sequence[Any], traces: Sequence[Trace]) -> np.ndarray | None:
+    """Which samples are the same where tasks share their data: two passes of them are not twice the evidence.
+
+    Args:
+        data: batches of each trace; those with equal ``fingerprint`` are the same.
+        traces: of them.
+
+    Returns:
+        ``units`` for [`linearity`][]; None if no two are the same.
+    """
+    prints = [getattr(batches, "fingerprint", None) or number for number, batches in enumerate(data)]
+    if len(set(prints)) == len(prints):
+        return None
+    starts = np.cumsum([0, *(trace.samples for trace in traces)])
+    return np.concatenate([
+        np.arange(trace.samples) + starts[prints.index(name)]
+        for name, trace in zip(prints, traces, strict=True)
+    ])
+
+
 def _units(traces: Sequence[Trace], layer: str, units: np.ndarray | None, local: bool) -> np.ndarray | None:
     # Rows may be tokens: those of one sample stand or fall together.
     found = [trace.reading(InnerProducts, local=local).units(layer) for trace in traces]

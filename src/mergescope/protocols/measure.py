@@ -18,7 +18,7 @@ from mergescope.models.features import Features
 from mergescope.models.layers import OUTPUT, layer_choice
 from mergescope.protocols.barrier import Barrier, barrier
 from mergescope.protocols.linear_model import in_linear_model, linearized_in_place, require_executor
-from mergescope.protocols.linearity import Linearity, LinearityTest, ctl, linearity
+from mergescope.protocols.linearity import Linearity, LinearityTest, ctl, linearity, repeated_samples
 from mergescope.protocols.measured_view import (
     measurement_rows,
     measurement_says,
@@ -432,12 +432,13 @@ def _trace(
 
 def _measured(pair: _Wanted, parts: Sequence[Trace], base: Point | None, s: Settings) -> Pair:
     local = base is not None and s.local and parts[0].layers != (OUTPUT,)
+    units = repeated_samples([held.batches for held in pair.data], parts)
     return Pair(
         pair.kind, pair.a, pair.b, tuple(held.name for held in pair.data),
-        {alpha: linearity(parts, test, seed=s.seed) for alpha, test in pair.tests.items()},
-        {alpha: linearity(parts, test, local=True, seed=s.seed) for alpha, test in pair.tests.items()}
+        {alpha: linearity(parts, test, units=units, seed=s.seed) for alpha, test in pair.tests.items()},
+        {alpha: linearity(parts, test, units=units, local=True, seed=s.seed) for alpha, test in pair.tests.items()}
         if local else {},
-        barrier(parts, pair.left, pair.right, list(pair.tests)) if all(map(_has_losses, parts)) else None,
+        barrier(parts, pair.left, pair.right, list(pair.tests), units=units) if all(map(_has_losses, parts)) else None,
         _agreement(parts, pair, s), bool(s.linearized),
     )  # fmt: skip
 

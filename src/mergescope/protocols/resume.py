@@ -108,8 +108,9 @@ def place_of(
     state = held.model.state_dict()
     first = next((value for value in state.values() if value.is_floating_point()), None)
     head = [(name, bytes_digest(state[name].cpu())) for name in sorted(held.fixed) if name in state]
+    cut = getattr(held.batches, "size", None), len(held.batches)  # type: ignore[arg-type]  # BatchNorm may see it
     described = [
-        __version__, what, data, held.classes, type(held.model).__name__, str(getattr(first, "dtype", None)), head,
+        __version__, what, data, cut, held.classes, type(held.model).__name__, str(getattr(first, "dtype", None)), head,
         [_said(point) for point in points], None if around is None else _said(around), settings,
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:16]
@@ -131,11 +132,9 @@ def kept_in(
     Returns:
         A directory, another one where batches are cut otherwise; None where nothing is kept.
     """
-    batches: Any = held.batches
-    size = getattr(batches, "size", None)
-    if size is None:
+    if getattr(held.batches, "size", None) is None:
         return None
-    return place_of(what, held, points, around, [settings, size, len(batches)])
+    return place_of(what, held, points, around, settings)
 
 
 def _said(point: Point) -> list[tuple[str, str]]:

@@ -52,6 +52,11 @@ class Subset:
         return len(self._groups)
 
     @property
+    def size(self) -> int | None:
+        """Samples a batch of the data; None if they don't say it."""
+        return getattr(self._batches, "size", None)
+
+    @property
     def fingerprint(self) -> str | None:
         """Which samples these are; None if the data don't say which they are."""
         whole = getattr(self._batches, "fingerprint", None)

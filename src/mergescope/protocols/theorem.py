@@ -127,6 +127,7 @@ def check_theorem(
     """  # noqa: DOC502 (raised by what this calls)
     s = settings or TheoremSettings()
     require_settings(s)
+    require_one_function(held, s.batchnorm)
     points = {name: (Point.of(base), Point.of(a), Point.of(b)) for name, (base, a, b) in pairs.items()}
     same = [name for name, (_, a, b) in points.items() if a == b]
     if same or not points:
@@ -178,6 +179,24 @@ def require_settings(s: TheoremSettings) -> None:
     if s.at == "line" and not s.line:
         raise MergescopeError(
             "at='line' takes the largest eigenvalue of several points. Name their alphas: line."
+        )
+
+
+def require_one_function(held: HeldOut, batchnorm: str) -> None:
+    """Refuse to bound losses of one function by the curvature of another.
+
+    Args:
+        held: with the network.
+        batchnorm: mode of the Hessian's BatchNorm.
+
+    Raises:
+        MergescopeError: BatchNorm would use its running statistics for the losses, and each batch's for the Hessian.
+    """
+    if batchnorm == "batch" and has_running_statistics(held.model):
+        raise MergescopeError(
+            f"{held.name}: losses are those of BatchNorm's running statistics, and batchnorm='batch' gives the "
+            "curvature of another function, so Theorem 5.1 says nothing. Choose eval (--batchnorm eval), or train "
+            "networks whose BatchNorm keeps no statistics."
         )
 
 

@@ -90,7 +90,7 @@ class InnerProducts:
             samples, dim = features[0].shape
             device = features[0].device
             chunk = CHUNK_BYTES if device.type == "cpu" else GPU_CHUNK_BYTES
-            step = min(samples, max(1, chunk // (8 * dim * len(features))))
+            step = max(1, min(samples, chunk // (8 * dim * len(features))))
             rows, cols = self._rows.to(device), self._cols.to(device)
             wide = torch.empty((step, len(features), dim), dtype=torch.float64, device=device)
             for begin in range(0, samples, step):

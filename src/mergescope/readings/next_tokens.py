@@ -72,7 +72,10 @@ class NextTokenLoss:
         counts = said[0].counts.cpu().numpy()
         with np.errstate(invalid="ignore", divide="ignore"):
             texts = counts.sum(1)
-            losses = [(output.losses.double().cpu().numpy() * counts).sum(1) / texts for output in said]
+            # Chosen and not multiplied: whatever stands at padding, even NaN, is left out.
+            losses = [
+                np.where(counts, output.losses.double().cpu().numpy(), 0).sum(1) / texts for output in said
+            ]
             hits = [
                 ((output.predicted == output.wanted).cpu().numpy() * counts).sum(1) / texts for output in said
             ]

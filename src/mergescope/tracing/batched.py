@@ -113,7 +113,7 @@ def pays(job: Pass, first: Any) -> bool:
         return False
     two = replace(
         job, points=job.points[:2], mappings=job.mappings[:2], statistics=job.statistics[:2], data=[first],
-        readings=[], local=None, progress=False,
+        readings=[], local=None, progress=False, kept=None,
     )  # fmt: skip
     try:
         run_batched(two)

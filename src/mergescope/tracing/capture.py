@@ -197,6 +197,9 @@ def trivially_linear(
     Raises:
         LayerError: a layer does not run in a forward pass.
     """
+    # A network of half precision casts what it is fed: then its first layer sees another tensor.
+    dtype = next((entry.dtype for entry in model.parameters() if entry.is_floating_point()), torch.float32)
+    inputs = _cast(inputs, dtype)
     tensors = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs.values())
     sources = {tensor.data_ptr() for tensor in tensors if isinstance(tensor, torch.Tensor)}
     trivial: set[str] = set()
@@ -224,3 +227,9 @@ def trivially_linear(
             f"These layers do not run in a forward pass of {type(model).__name__}: {', '.join(idle)}."
         )
     return trivial
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    return {name: _cast(item, dtype) for name, item in value.items()}

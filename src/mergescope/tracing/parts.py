@@ -29,6 +29,7 @@ from mergescope.tracing.passes import Pass
 from mergescope.tracing.resident import run_resident
 from mergescope.tracing.streamed import run_streamed
 from mergescope.weights import Point
+from mergescope.weights.layered import Layered
 
 Executor = Callable[[Pass], None]
 
@@ -296,7 +297,11 @@ def calibrated(
     statistics: list[dict[str, torch.Tensor]] = [{} for _ in points]
     if data is None or not has_running_statistics(model):
         return statistics
-    due = [place for place, point in enumerate(points) if len(point.terms) > 1]
+    due = [
+        place
+        for place, point in enumerate(points)
+        if len(point.terms) > 1 or any(isinstance(source, Layered) for source, _ in point.terms)
+    ]
     if engine is None:
         found = [_estimated(model, data, None, (points[place], mappings[place])) for place in due]
     else:

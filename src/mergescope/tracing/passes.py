@@ -155,6 +155,8 @@ class Pass:
             found = self.features.units(layer, value, inputs)
             if found is not None:
                 units[layer] = found.cpu().numpy() + self.samples
+        if layer in self.centre:
+            self.features.require_centred(layer, value, inputs)
         return self.centred(layer, self.features.rows(layer, value, inputs))
 
     def finish(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mergescope.errors import LayerError, MergescopeError
+from mergescope.models.with_head import BACKBONE, WithHead
 from mergescope.training.lora import adapted_modules, base_name, merged_state, with_lora
 from mergescope.training.regimes.protocol import Limits, let_change, require_type
 from mergescope.training.selectors import named
@@ -136,3 +139,17 @@ class Lora:
             folder: the checkpoint's directory; the adapter goes into ``adapter`` in it.
         """
         trained.save_pretrained(str(folder / FOLDER), save_embedding_layers=False)
+        if isinstance(trained.get_base_model(), WithHead):
+            _without_head(folder / FOLDER)
+
+
+def _without_head(adapter: Path) -> None:
+    # PEFT names what it wrapped, a network as its backbone; people put the adapter on the base itself.
+    weights, config = adapter / "adapter_model.safetensors", adapter / "adapter_config.json"
+    state = {key.replace(f".{BACKBONE}.", ".", 1): value for key, value in load_file(weights).items()}
+    save_file(state, weights, {"format": "pt"})
+    said = json.loads(config.read_text())
+    names = said["target_modules"]
+    if not isinstance(names, str):
+        said["target_modules"] = [name.removeprefix(f"{BACKBONE}.") for name in names]
+    config.write_text(json.dumps(said, indent=2) + "\n")
