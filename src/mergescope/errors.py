@@ -10,10 +10,21 @@ import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 class MergescopeError(Exception):
     """Something the user can put right. The message says what, where and how."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Between processes: what a subclass is made of is not its message.
+        return _as_it_was, (type(self), self.args, self.__dict__)
+
+
+def _as_it_was(kind: type[MergescopeError], args: tuple[Any, ...], state: dict[str, Any]) -> MergescopeError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class CheckpointError(MergescopeError):

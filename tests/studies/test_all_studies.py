@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from mergescope.cli import app
 from mergescope.cli.study_lines import SWEEPS
+from mergescope.errors import DataError
 from mergescope.reports.publish import publish
 from mergescope.studies.papers.spec import paper_studies
 from mergescope.studies.rundir import RESULTS, read_rows
@@ -85,3 +86,18 @@ def test_what_is_missing_is_told_and_the_rest_runs(tmp_path, monkeypatch):
     assert "1 of 2 studies did not run" in str(result.exception)
     assert "ctl-texts-addition" in str(result.exception)
     assert (tmp_path / "ctl-fig3-mlp-quick" / "report.html").is_file()
+
+
+@pytest.mark.demo
+def test_a_study_that_trains_its_own_networks_may_be_left_out_too(tmp_path, monkeypatch):
+    from mergescope.studies.papers import spec
+
+    def fail(name, *_):
+        raise DataError(f"no data for {name}")
+
+    monkeypatch.setattr(spec, "paper_studies", lambda: ())
+    monkeypatch.setattr("mergescope.cli.study.run_study", fail)
+    result = CliRunner().invoke(app, ["study", "run", "--all", "--preset", "quick", "--work", str(tmp_path)])
+    said = str(result.exception)
+    assert f"{len(SWEEPS)} of {len(SWEEPS)} studies did not run" in said
+    assert all(f"{name}: no data for {name}" in said for name in SWEEPS)

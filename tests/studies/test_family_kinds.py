@@ -63,3 +63,32 @@ def test_answers_are_left_out_of_what_is_measured(tmp_path):
     found = measured(family, limit=5)
     assert found.losses == {} and [pair.data for pair in found.pairs] == [("one",)]
     assert {trace.samples for trace in found.traces.values()} == {5}
+
+
+def test_texts_without_splits_to_choose_on_are_chosen_on_what_was_held_out(tmp_path):
+    lines = given_models.texts(40)
+    given_models.save_rows(tmp_path / "one" / "train.csv", lines)
+    task = Task(str(tmp_path / "one"))
+
+    def rows(split=None):
+        return held_out_rows(task, "decoder", split=split)[0]["text"][:]
+
+    held = rows("validation")
+    assert len(held) == 4 and held == rows()
+    given_models.save_rows(tmp_path / "one" / "validation.csv", ["w1 w2"])
+    assert rows() == ["w1 w2"] and rows("validation") == held
+    given_models.save_rows(tmp_path / "one" / "test.csv", ["w3 w4"])
+    assert rows() == ["w3 w4"] and rows("validation") == ["w1 w2"]
+
+
+def test_a_decoder_that_learned_answers_is_judged_by_them(tmp_path):
+    base = given_models.save(given_models.make("LlamaForCausalLM"), tmp_path / "base")
+    task = {"data": str(tunable_bases.questions(tmp_path / "data")), "answer_column": "reply"}
+    family = made(tmp_path, base, {"one": task, "two": task})
+    counted = {}
+    for answers in (False, True):
+        options = Options(None, (), DataOptions((), answers=answers), Settings(progress=False))
+        (batch, *_) = prepare_family(str(family.path), None, options).batches["one"]
+        counted[answers] = batch.get("token_mask", batch["attention_mask"]).sum(1)
+    assert set(counted[True].tolist()) == {3}  # two words, [SEP]
+    assert (counted[False] > 3).all()

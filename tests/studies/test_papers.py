@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -150,7 +151,73 @@ def test_models_on_their_own_tasks():
     rows = [row(0.9, points="a", data="a"), row(0.1, points="a", data="b"), row(0.8, points="b", data="b")]
     own = Check(says="a", kind="mean", rows={"measure": "cos"}, least=0, own=True)
     assert (claim(own, *rows).n, round(claim(own, *rows).value, 6)) == (2, 0.85)
-    assert claim(own.model_copy(update={"own": False}), *rows).n == 3
+    others = claim(own.model_copy(update={"own": False}), *rows)
+    assert (others.n, round(others.value, 6)) == (1, 0.1)
+    assert claim(own.model_copy(update={"own": None}), *rows).n == 3
+
+
+def test_subtracted_tasks_are_compared_with_the_base_on_their_own_data_or_on_the_others():
+    rows = [row(0.5, points="base", data=data, kind="accuracy") for data in "ab"]
+    rows += [
+        row(0.1, points="- a", data="a"), row(0.4, points="- a", data="b"),
+        row(0.2, points="- b", data="b"), row(0.4, points="- b", data="a"),
+    ]  # fmt: skip
+    base, less = {"kind": "accuracy", "points": "base"}, {"kind": "ctl", "points": "- *"}
+    forgets = Check(says="a", kind="mean", rows=base, than=less, own=True)
+    assert claim(forgets, *rows).value == pytest.approx(0.5 - 0.15)
+    keeps = Check(says="a", kind="mean", rows=less, than=base, own=False, times=0.5)
+    assert claim(keeps, *rows).value == pytest.approx(0.4 - 0.25)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_mixtures_are_compared_with_what_they_mix_on_the_same_data(swapped):
+    rows = [
+        row(0.5, points="a + b", data="a"), row(0.9, points="a", data="a", kind="single"),
+        row(0.1, points="b", data="a", kind="single"), row(0.0, points="c", data="a", kind="single"),
+        row(0.7, points="a + b", data="b"), row(0.3, points="a", data="b", kind="single"),
+        row(0.9, points="b", data="b", kind="single"), row(0.0, points="c", data="b", kind="single"),
+    ]  # fmt: skip
+    sides = [{"kind": "ctl"}, {"kind": "single"}]
+    first, second = sides[::-1] if swapped else sides
+    check = Check(says="a", kind="mean", rows={"measure": "cos"} | first, than=second, members=True)
+    found = claim(check, *rows)
+    assert found.value == pytest.approx(-0.05 if swapped else 0.05) and found.n == 2
+    assert (found.low, found.high) == pytest.approx([found.value - 1.96 * 0.05, found.value + 1.96 * 0.05])
+
+
+def test_the_base_s_own_lines_are_no_lines_between_fine_tuned_models():
+    rows = [row(0.9), row(0.01, kind="barrier"), row(0.5, kind="barrier", points="base + a")]
+    check = Check(says="a", kind="every", rows={"kind": "barrier"}, most=0.1)
+    assert claim(check, *rows).verdict == "does not hold"
+    assert claim(check.model_copy(update={"fine_tuned": True}), *rows).value == pytest.approx(0.09)
+
+
+def test_a_measured_number_without_an_interval_proves_nothing_and_that_something_holds_does():
+    nan = float("nan")
+    check = Check(says="a", kind="every", rows={"measure": "*"}, least=0.5)
+    found = claim(check, row(0.9, nan, nan))
+    assert (found.low, found.high, found.verdict) == (-math.inf, math.inf, "inconclusive")
+    assert claim(check, row(1.0, nan, nan, measure="CTL holds")).verdict == "holds"
+    assert claim(EVERY, row(0.9, 0.8, 1.0), row(0.1, nan, nan, measure="baseline")).verdict == "inconclusive"
+
+
+def test_an_uncertain_case_counts_though_its_mean_is_not_the_worst():
+    check = Check(says="a", kind="every", rows={"measure": "cos"}, least=0.9)
+    found = claim(check, row(0.95, 0.94, 0.96, layer="0"), row(0.96, 0.88, 1.04, layer="1"))
+    assert found.value == pytest.approx(0.05) and found.low == pytest.approx(-0.02)
+    assert found.verdict == "inconclusive"
+
+
+def test_means_over_the_same_places_are_compared_place_by_place():
+    check = Check(says="a", kind="mean", rows={"regime": "one"}, than={"regime": "two"})
+    results = [
+        Result(0, regime, 0, [row(value + more, parameter=value) for value in (0.0, 0.5, 1.0)])
+        for regime, more in (("one", 0.1), ("two", 0.0))
+    ]
+    found = claims_of(study_with(check), results)[0]
+    assert (found.value, found.low, found.high) == pytest.approx([0.1, 0.1, 0.1])
+    results[1].rows.pop()
+    assert claims_of(study_with(check), results)[0].verdict == "inconclusive"
 
 
 def test_repetitions_are_judged_by_their_spread():
@@ -376,3 +443,22 @@ def test_the_command_line_lists_shows_and_plans(tmp_path):
     ):
         with pytest.raises(StudyError, match=says):
             run(*arguments)
+
+
+def test_a_study_of_ones_own_is_a_file(tmp_path):
+    said = {**json.loads(paper_studies()[0].model_dump_json()), "name": "mine"}
+    path = tmp_path / "mine.yaml"
+    path.write_text(json.dumps(said))
+    assert find_paper_study(str(path)).name == "mine"
+    path.write_text(json.dumps({**said, "steps": []}))
+    with pytest.raises(StudyError, match=r"mine\.yaml, study mine:\n  - steps"):
+        find_paper_study(str(path))
+    for taken in ("ctl-fig7", "digits", "measure"):
+        path.write_text(json.dumps({**said, "name": taken}))
+        with pytest.raises(StudyError, match=f"there is a study '{taken}' already"):
+            find_paper_study(str(path))
+    path.write_text("name: [")
+    with pytest.raises(StudyError, match="is no study"):
+        find_paper_study(str(path))
+    with pytest.raises(StudyError, match=r"There is no file .*mien\.yaml.* Did you mean: .*mine\.yaml"):
+        find_paper_study(str(tmp_path / "mien.yaml"))

@@ -65,7 +65,8 @@ def test_a_file_in_the_way_is_named(tmp_path):
 
 def test_two_runs_in_one_directory_exclude_each_other_and_leftovers_go(tmp_path):
     run = RunDirectory(tmp_path)
-    (tmp_path / "checkpoints" / ".half.x.tmp").mkdir(parents=True)
+    with run.locked():  # and is killed
+        (tmp_path / "checkpoints" / ".half.abcdefgh.tmp").mkdir(parents=True)
     with run.locked():
         assert not list((tmp_path / "checkpoints").iterdir())
         with pytest.raises(StudyError, match="Another process"), RunDirectory(tmp_path).locked():
@@ -77,3 +78,24 @@ def test_two_runs_in_one_directory_exclude_each_other_and_leftovers_go(tmp_path)
 def test_a_digest_depends_on_every_part_but_not_on_key_order():
     assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
     assert len({digest_of(1, 2), digest_of(2, 1), digest_of(1, 3), digest_of([1, 2])}) == 4
+
+
+def test_only_leftovers_of_this_run_go(tmp_path):
+    mine = tmp_path / "checkpoints" / ".a.k3_9xq0z.tmp"
+    foreign = [tmp_path / ".notes.tmpl", tmp_path / "sub" / ".x.tmp.txt", tmp_path / ".first.abcdefgh.tmp"]
+    for path in foreign:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    with RunDirectory(tmp_path).locked():  # no run was here before
+        assert all(path.exists() for path in foreign)
+    foreign.pop()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / ".lock").touch()
+    (other / ".b.abcdefgh.tmp").mkdir()
+    mine.mkdir(parents=True)
+    (tmp_path / ".results.abcdefgh.tmp.parquet").touch()
+    with RunDirectory(tmp_path).locked():
+        assert all(path.exists() for path in foreign) and (other / ".b.abcdefgh.tmp").is_dir()
+        assert not mine.exists() and not (tmp_path / ".results.abcdefgh.tmp.parquet").exists()
+        assert not (tmp_path / ".first.abcdefgh.tmp").exists()

@@ -452,3 +452,14 @@ def test_a_column_and_a_template_are_one_too_many(tmp_path, questions):
     assert prepared.parts["train"].samples == 20
     ids = prepared.parts["test"].batch(torch.tensor([0]))["input_ids"]
     assert ids.tolist() == [given_models.encoded("w1 w0 w5")[0].tolist()]
+
+
+def test_a_head_that_was_trained_elsewhere_stays_as_it_is(tmp_path, vit, animals):
+    run(vit, animals, tmp_path / "first")
+    before = load_head(tmp_path / "first")
+    assert before.policy == "trained"
+    prepared, record = run(vit, animals, tmp_path / "out", head=str(tmp_path / "first"), regime="attention-1")
+    after = load_head(tmp_path / "out")
+    assert record["head"] == after.policy == "given" and changed(vit, tmp_path / "out")
+    assert torch.equal(before.weight, after.weight) and torch.equal(before.bias, after.bias)
+    assert record["results"]["test"]["accuracy"] == accuracy(loaded(tmp_path / "out"), prepared.parts["test"])

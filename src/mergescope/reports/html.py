@@ -150,13 +150,26 @@ def parts_of(path: Path) -> Parts:
 
     about = read_about(path)
     study = str(about["study"])
-    papers = [paper.name for paper in paper_studies()] if study not in MAKERS else []
-    if study not in MAKERS and study not in papers:
+    if study not in MAKERS and not has_claims(about):
+        papers = [paper.name for paper in paper_studies()]
         raise StudyError(
             f"{path / 'run.yaml'} is of a study {study!r}, of which there is no report."
             f"{did_you_mean(study, [*MAKERS, *papers])} There are reports of: {', '.join([*MAKERS, *papers])}."
         )
     return MAKERS.get(study, _sweep)(path, about)
+
+
+def has_claims(about: Mapping[str, Any]) -> bool:
+    """Whether a run is of a study that a document declares, with steps and checks: of a figure or somebody's own.
+
+    Args:
+        about: content of ``run.yaml``.
+
+    Returns:
+        True if it is.
+    """
+    config = about["config"]
+    return isinstance(config, dict) and {"steps", "checks"} <= config.keys()
 
 
 def read_about(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergescope.errors import StudyError, did_you_mean
-from mergescope.reports.html import as_csv, read_about
+from mergescope.reports.html import as_csv, has_claims, read_about
 from mergescope.reports.style import render
 from mergescope.reports.sweep_page import PAGES, Judged, headline, judged
 from mergescope.reports.tables import Grid, number
@@ -36,8 +36,8 @@ def publish(run_dir: Path, out: Path, name: str | None = None) -> Path:
     """
     about = read_about(run_dir)
     study = about["study"]
-    known = [*PAGES, *(paper.name for paper in paper_studies())]
-    if study not in known:
+    if study not in PAGES and not has_claims(about):
+        known = [*PAGES, *(paper.name for paper in paper_studies())]
         raise StudyError(
             f"{run_dir} holds a run of {study!r}, which has no claims to publish.{did_you_mean(str(study), known)} "
             f"Studies with claims: {', '.join(known)}."
@@ -120,7 +120,9 @@ def _command(about: Mapping[str, Any]) -> str:
         provenance = about["provenance"]
         root = "" if provenance.get("root") is None else f" --data-root {provenance['root']}"
         own = "" if provenance.get("family") is None else f" --family {provenance['family']}"
-        return f"mergescope study run {about['study']} --preset {about['preset']}{root}{own}"
+        ours = about["study"] in [study.name for study in paper_studies()]
+        named = about["study"] if ours else f"{about['study']}.yaml"
+        return f"mergescope study run {named} --preset {about['preset']}{root}{own}"
     source = _source(about)
     data = "" if source == "embedded" else f" --data {source}"
     return f"mergescope study run {about['study']} --preset {about['preset']}{data}"

@@ -41,9 +41,10 @@ def expected_of_check(report: Report, base: Any = None) -> Expected | None:
     count = len(report.geometry.models)
     if count < LEAST_MODELS:
         return None
-    said = (getattr(base, "config", None) or {}).get("architectures") or [None]
+    said = (getattr(base, "config", None) or {}).get("architectures")
+    named = said[0] if isinstance(said, list) and said and isinstance(said[0], str) else None
     figures = weight_figures(report.geometry.total, range(count))
-    return expected("weights", figures, None if said[0] is None else body_name(str(said[0])))
+    return expected("weights", figures, None if named is None else body_name(named))
 
 
 def expected_of_measurement(given: Given, found: Measurement) -> Expected | None:

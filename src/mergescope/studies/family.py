@@ -237,8 +237,12 @@ def _add_barriers(
             measured.rows.append(
                 Row(*common, "line", *place, "error", float(error), float(alpha), n=n, **cost)
             )
-        measured.rows.append(Row(*common, "barrier", *place, "loss", curve.loss_barrier, n=n, **cost))
-        measured.rows.append(Row(*common, "barrier", *place, "error", curve.error_barrier, n=n, **cost))
+        for measure, value, (low, high) in (
+            ("loss", curve.loss_barrier, curve.loss_interval), ("error", curve.error_barrier, curve.error_interval),
+        ):  # fmt: skip
+            measured.rows.append(
+                Row(*common, "barrier", *place, measure, value, low=low, high=high, n=n, **cost)
+            )
 
 
 def _add_accuracies(

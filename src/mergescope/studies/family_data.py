@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mergescope.errors import DataError
 from mergescope.studies.families import Task
 
 if TYPE_CHECKING:
@@ -14,16 +15,24 @@ if TYPE_CHECKING:
 
 
 def held_out_rows(
-    task: Task, kind: str, *, split: str | None = None, limit: int | None = None, seed: int = 0
+    task: Task,
+    kind: str,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    answers: bool = False,
 ) -> tuple[datasets.Dataset, dict[str, Any]]:
     """The rows of a task that its models did not see.
 
     Args:
         task: of a family.
         kind: of the network, as [`kind_of_model`][mergescope.models.features.kind_of_model] says it.
-        split: by default test; for texts without one, those that fine-tuning held out.
+        split: by default test; for texts without one, those that fine-tuning held out. ``validation`` means these for
+            texts that have no such split, or none for tests beside it.
         limit: at most so many rows, a random choice in the order of the data.
         seed: of that choice.
+        answers: a causal language model's answers count, not its questions.
 
     Returns:
         The rows, and how they become samples: arguments of [`encode`][mergescope.data.encode].
@@ -50,6 +59,8 @@ def held_out_rows(
         )  # fmt: skip
     table = load_split(spec, split or "test", classes=classes, limit=limit, seed=seed)
     if spec.kind == TEXT_TO_TEXT:
+        if kind == "decoder" and answers:
+            return table, {"text_column": "answer", "prompt": "text", **length}
         return table, {"text_column": "text", **length}
     columns = {"label_column": spec.columns["label"]}
     if classes is not None and task.mask is None:
@@ -73,10 +84,30 @@ def _texts(source: str, split: str | None, limit: int | None, seed: int) -> data
     from mergescope.data.splits import SYNONYMS
     from mergescope.data.task_splits import held_out
 
+    if split == "validation":
+        return _some(_validation(source), limit, seed)
     table = load_table(source, split=split)
     if split is None and SYNONYMS.get(str(table.split).lower()) not in ("test", "validation"):
         table = load_table(source, split="train")
         table = table.select(held_out(len(table))[1])
+    return _some(table, limit, seed)
+
+
+def _validation(source: str) -> datasets.Dataset:
+    # A split of its own beside that for tests; else the part of the training split that no model was trained on.
+    from mergescope.data import load_table
+    from mergescope.data.task_splits import held_out
+
+    try:
+        table = load_table(source, split="validation")
+        load_table(source, split="test")
+    except DataError:
+        table = load_table(source, split="train")
+        return table.select(held_out(len(table))[1])
+    return table
+
+
+def _some(table: datasets.Dataset, limit: int | None, seed: int) -> datasets.Dataset:
     if limit is not None and limit < len(table):
         table = table.select(np.sort(np.random.default_rng(seed).permutation(len(table))[:limit]))
     return table

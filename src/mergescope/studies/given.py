@@ -32,7 +32,9 @@ SAMPLES = 512
 class DataOptions:
     """Which data, and how rows become batches; fields as for ``load_table`` and ``encode``.
 
-    Data of the name of one of ``tasks`` are that task's, with the columns that it was fine-tuned on.
+    Data of the name of one of ``tasks`` are that task's, with the columns that it was fine-tuned on. Where a causal
+    language model learned answers, ``answers`` are what its losses are of; else its features are those at the end of
+    the questions, where it begins to answer.
     """
 
     specs: tuple[str, ...]
@@ -49,6 +51,7 @@ class DataOptions:
     processor: Path | None = None
     seed: int = 0
     tasks: Mapping[str, Task] = field(default_factory=dict)
+    answers: bool = False
 
 
 @dataclass(frozen=True)
@@ -435,7 +438,13 @@ def _batches(name: str, spec: str, found: Networks, models: Sequence[Any], data:
         from mergescope.studies.family_data import held_out_rows
 
         task = data.tasks[name]
-        table, own = held_out_rows(task, kind, split=data.split, limit=data.limit, seed=data.seed)
+        how: dict[str, Any] = {
+            "split": data.split,
+            "limit": data.limit,
+            "seed": data.seed,
+            "answers": data.answers,
+        }
+        table, own = held_out_rows(task, kind, **how)
         columns = own | {key: value for key, value in columns.items() if value is not None}
     else:
         table = load_table(

@@ -117,6 +117,8 @@ def _pair(pair: Pair) -> dict[str, Any]:
             "alphas": pair.barrier.alphas.tolist(), "loss": list(map(_finite, pair.barrier.loss.tolist())),
             "error": list(map(_finite, pair.barrier.error.tolist())),
             "loss_barrier": _finite(pair.barrier.loss_barrier), "error_barrier": _finite(pair.barrier.error_barrier),
+            "loss_interval": list(map(_finite, pair.barrier.loss_interval)),
+            "error_interval": list(map(_finite, pair.barrier.error_interval)),
         },
         "agreement": {ends: _plain(value) for ends, value in pair.agreement.items()},
         "propagated": _alphas(pair.propagated),

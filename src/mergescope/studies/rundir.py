@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import yaml
 
 from mergescope.documents import DocumentError, read_yaml
 from mergescope.errors import StudyError
-from mergescope.weights.files import atomic_file
+from mergescope.weights.files import TEMPORARY, atomic_file
 
 RESULTS = "results.parquet"
 SAMPLES = "samples.parquet"
@@ -221,6 +222,7 @@ class RunDirectory:
         Raises:
             StudyError: another process holds the directory, or it can't be written to.
         """
+        used = (self.path / ".lock").exists()
         try:
             lock = (self.path / ".lock").open("w")
         except OSError as error:
@@ -232,8 +234,8 @@ class RunDirectory:
                 raise StudyError(
                     f"Another process is running in {self.path}. Wait, or choose another --out."
                 ) from error
-            for leftover in self.path.rglob(".*.tmp*"):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+            if used:
+                _remove_leftovers(self.path)
             yield
 
     def checkpoint(self, name: str, key: str) -> Path:
@@ -303,6 +305,21 @@ class RunDirectory:
         if not isinstance(content, dict) or "study" not in content:
             raise StudyError(f"{path} does not describe a study.")
         return content
+
+
+def _remove_leftovers(run: Path) -> None:
+    # What a killed run was writing; nothing of another run below, which may be at work.
+    for folder, names, files in os.walk(run):
+        here = Path(folder)
+        if here != run and (here / ".lock").exists():
+            names.clear()
+            continue
+        for name in [name for name in names if re.fullmatch(TEMPORARY, name)]:
+            names.remove(name)
+            shutil.rmtree(here / name)
+        for name in files:
+            if re.fullmatch(TEMPORARY, name):
+                (here / name).unlink(missing_ok=True)
 
 
 def open_run(path: str | os.PathLike[str], study: str) -> RunDirectory:

@@ -127,7 +127,9 @@ def make_head(
             [f"it takes embeddings of length {head.dim}, the network gives {size}"],
             "Take a head of this base's fine-tunes, or have one made: head='auto'.",
         )
-    return head
+    return (
+        replace(head, policy="given") if head.policy == "trained" else head
+    )  # it is given, and stays as it is
 
 
 @torch.no_grad()

@@ -95,14 +95,16 @@ def _short(number: float) -> str:
 
 
 def _value(check: Check, results: Sequence[Result]) -> _Value | None:
-    rows = list(_having(check.rows, results, check.own))
+    rows = list(_having(check.rows, results, check))
     if not rows:
         return None
     found: list[tuple[Row, tuple[float, float, float], tuple[float, ...]]]
     if check.than is None:
         found = [(row, _against(row, check), (row.mean,)) for row in rows]
     else:
-        others = list(_having({**check.rows, **check.than}, results, check.own))
+        others = list(_having({**check.rows, **check.than}, results, check))
+        if check.members:
+            rows, others = _with_members(rows, others)
         if not others:
             return None
         if check.kind == "mean":
@@ -124,23 +126,56 @@ def _value(check: Check, results: Sequence[Result]) -> _Value | None:
         return _Value(
             float(values.mean()), float(values.mean() - half), float(values.mean() + half), len(values), sides
         )
-    row, ends, compared = min(found, key=lambda one: one[1][0])
-    return _Value(*ends, len(found), compared, ", ".join(text for text in (row.points, row.layer) if text))
+    row, (worst, *_), compared = min(found, key=lambda one: one[1][0])
+    # The worst case is below every upper end, and may be as low as the lowest lower one.
+    low, high = (min(ends[place] for _, ends, _ in found) for place in (1, 2))
+    said = ", ".join(text for text in (row.points, row.layer) if text)
+    return _Value(worst, low, high, len(found), compared, said)
 
 
-def _having(fields: Mapping[str, Any], results: Iterable[Result], own: bool) -> Iterable[Row]:
+def _having(fields: Mapping[str, Any], results: Iterable[Result], check: Check) -> Iterable[Row]:
     for result in results:
         if (
             fields.get("step", result.step) != result.step
             or fields.get("regime", result.regime) != result.regime
         ):
             continue
+        tuned = {row.points for row in result.rows if row.kind == "ctl"} if check.fine_tuned else None
         for row in result.rows:
-            if row.trivial or (own and row.points != row.data):
+            if row.trivial or (tuned is not None and row.points not in tuned):
+                continue
+            if fields.get("points") != "base" and not _asked(row, check.own):
                 continue
             wanted = {name: value for name, value in fields.items() if name not in ("step", "regime")}
             if all(_fits(getattr(row, name), value) for name, value in wanted.items()):
                 yield row
+
+
+def _asked(row: Row, own: bool | None) -> bool:
+    return own is None or (row.points.removeprefix("- ") == row.data) is own
+
+
+def _with_members(rows: Sequence[Row], others: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    # What is of several models, beside the mean of what is of each of them; either may be compared with the other.
+    if not any(" + " in row.points for row in rows):
+        made, singles = (
+            _with_members(others, rows) if any(" + " in row.points for row in others) else ([], [])
+        )
+        return singles, made
+    by_place = {_place(row): row for row in others}
+    found = [
+        (row, [by_place.get((name, *_place(row)[1:])) for name in row.points.split(" + ")]) for row in rows
+    ]
+    whole = [(row, members) for row, members in found if all(members)]
+
+    def mean(members: Sequence[Any], field: str) -> float:
+        return float(np.mean([getattr(member, field) for member in members]))
+
+    means = [
+        replace(row, mean=mean(members, "mean"), low=mean(members, "low"), high=mean(members, "high"))
+        for row, members in whole
+    ]
+    return [row for row, _ in whole], means
 
 
 def _fits(found: Any, wanted: Any) -> bool:
@@ -157,16 +192,19 @@ def _place(row: Row) -> tuple[str, str, str, str]:
 
 def _difference(row: Row, other: Row, times: float) -> tuple[float, float, float]:
     # Intervals of different measures are put at their worst against each other.
-    value, low, high = (
-        row.mean - times * other.mean,
-        row.low - times * other.high,
-        row.high - times * other.low,
-    )
-    return value, low if math.isfinite(low) else value, high if math.isfinite(high) else value
+    (low, high), (least, most) = _interval(row), _interval(other)
+    return row.mean - times * other.mean, low - times * most, high - times * least
+
+
+def _interval(row: Row) -> tuple[float, float]:
+    # Of a measured number without an interval nothing is known; that something holds is no such number.
+    if row.measure.endswith(" holds"):
+        return row.mean, row.mean
+    return row.low if math.isfinite(row.low) else -math.inf, row.high if math.isfinite(row.high) else math.inf
 
 
 def _against(row: Row, check: Check) -> tuple[float, float, float]:
-    low, high = (end if math.isfinite(end) else row.mean for end in (row.low, row.high))
+    low, high = _interval(row)
     if check.most is not None:
         return check.most - row.mean, check.most - high, check.most - low
     least = check.least or 0.0
@@ -179,6 +217,11 @@ def _means(rows: Sequence[Row], others: Sequence[Row], times: float) -> _Value:
     value = sides[0] - sides[1]
     if len(rows) == len(others) == 1:
         return _Value(*_difference(rows[0], others[0], times), 1, sides)
+    places = [_place(row) for row in rows]
+    if len(set(places)) == len(places) and places == [_place(row) for row in others]:
+        apart = first - second
+        half = 1.96 * float(apart.std(ddof=1)) / math.sqrt(len(apart))
+        return _Value(value, value - half, value + half, len(apart), sides)
     spread = [side.std(ddof=1) ** 2 / len(side) if len(side) > 1 else 0.0 for side in (first, second)]
     half = 1.96 * math.sqrt(sum(spread))
     return _Value(value, value - half, value + half, min(len(rows), len(others)), sides)

@@ -186,7 +186,7 @@ def images(shop: Workshop) -> Making:
     length = {"steps": 4} if shop.small else {"epochs": 6}
     config = {
         "base": str(base), "tasks": tasks, "regimes": regimes, "preset": "clip",
-        "recipe": {**length, "batch": 64, "warmup": 0.1}, "limit": 1200, "seed": shop.seed,
+        "recipe": {**length, "batch": 64, "warmup": 0.1}, "limit": 1000, "seed": shop.seed,
     }  # fmt: skip
     return (yield from shop.finetune(f"images{shop.seed}", config))
 

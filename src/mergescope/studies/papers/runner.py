@@ -18,7 +18,7 @@ from mergescope.studies.families import is_family, read_family, training_seconds
 from mergescope.studies.papers.checks import Result, claims_of
 from mergescope.studies.papers.data_sets import FASHION, Sources
 from mergescope.studies.papers.families import FAMILIES, family_named, local_data, tasks_of
-from mergescope.studies.papers.spec import PaperStudy, Step, paper_studies
+from mergescope.studies.papers.spec import PaperStudy, Step, named_studies
 from mergescope.studies.papers.workshop import Workshop
 from mergescope.studies.rundir import (
     DISTRIBUTIONS,
@@ -118,22 +118,22 @@ class Job:
 
 
 def find_paper_study(name: str) -> PaperStudy:
-    """The study of a figure or table.
+    """The study of a figure or table, or one of somebody's own.
 
     Args:
-        name: as listed.
+        name: as listed, or a YAML file.
 
     Returns:
         The study.
 
     Raises:
-        StudyError: there is none; near matches are suggested.
+        StudyError: there is none, near matches are suggested; or the file is not as it should be.
 
     Example:
         >>> find_paper_study("ctl-fig7").source
         'CTL Fig. 7'
     """
-    known = {study.name: study for study in paper_studies()}
+    known = named_studies(name)
     if name not in known:
         raise StudyError(
             f"There is no study {name!r}.{did_you_mean(name, known)} Studies: {', '.join(known)}."
@@ -377,14 +377,23 @@ class _Item:
 
 def _place(job: Job, family: str, where: Where) -> tuple[list[str], Path]:
     own = is_family(Path(family))
-    words = job.words(family, own, local_data(family, where.sources), where.device)
-    digests: Any = family
+    theirs = where.engine.device  # of workers that have one of their own
+    data = local_data(family, where.sources)
+    words = job.words(family, own, data, theirs or where.device)
+    copies = [Path(text.partition("=")[2]) for text in (family, *data) if not own and "=" in text]
+    digests: Any = [family, [_files_in(folder) for folder in copies]] if copies else family
     if own:
         described = read_family(Path(family))
         digests = [described.base.digest, [member.digest for member in described.choose(job.regime)]]
     plain = [word for word in words if word != family]
     key = digest_of(__version__, plain, digests)
     return words, where.work / "steps" / f"{job.step.command}-{job.regime}-{key}"
+
+
+def _files_in(folder: Path) -> list[tuple[str, int, int]]:
+    # Models and data that somebody may put others in place of.
+    files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [(str(path.relative_to(folder)), found.st_size, found.st_mtime_ns) for path, found in files]
 
 
 def _run_step(item: _Item) -> None:

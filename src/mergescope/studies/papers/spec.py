@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from functools import lru_cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from mergescope.errors import StudyError, did_you_mean
+from mergescope.documents import DocumentError, read_yaml
+from mergescope.errors import StudyError, did_you_mean, near_paths
 from mergescope.studies.papers.figures import DRAWN_FROM, PaperFigure
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
+
+SUFFIXES = (".yaml", ".yml")
+"""Ends of names of files that hold a study of somebody's own."""
 
 COMMANDS = ("equations", "measure", "search", "soup", "stitch", "disentangle", "evaluate", "geometry")
 """Commands that steps run; each writes a run directory."""
@@ -48,15 +53,19 @@ class Check(BaseModel):
     Attributes:
         says: the claim, in words.
         kind: ``every``: in every row of ``rows``, less ``than`` in the row of the same layer, points and parameter
-            (or less the number ``least``), the worst one decides; ``mean``: the mean over rows less the other; for
-            several repetitions, both give one value each.
+            (or less the number ``least``), the worst one decides; ``mean``: the mean over rows less the other, case by
+            case if both have the same places; for several repetitions, both give one value each.
         rows: fields that rows must have, ``*`` for anything; ``step`` is the step's number, ``regime`` the regime's
             label.
         than: fields that the other rows must have, in place of those of ``rows``.
         times: the other rows count so many times.
         least: a number to be above.
         most: a number to be below.
-        own: only rows of a model on its own task's data.
+        own: only rows of a model (or of a task vector that is subtracted) on its own task's data; if False, only those
+            on other data. It does not touch rows whose points are asked to be ``base``.
+        fine_tuned: only rows of points that rows of the kind ``ctl`` are about too: of fine-tuned models, not of the
+            base and one of them.
+        members: compare with the mean of the single models that the points' name joins by " + ", on the same data.
         reference: what the source found.
     """
 
@@ -69,7 +78,9 @@ class Check(BaseModel):
     times: float = 1.0
     least: float | None = None
     most: float | None = None
-    own: bool = False
+    own: bool | None = None
+    fine_tuned: bool = False
+    members: bool = False
     reference: str = ""
 
 
@@ -143,6 +154,37 @@ def paper_studies() -> tuple[PaperStudy, ...]:
         if file.name.endswith(".yaml"):
             found += [read_study(said, file.name) for said in yaml.safe_load_all(file.read_text("utf-8"))]
     return tuple(found)
+
+
+def named_studies(name: str) -> dict[str, PaperStudy]:
+    """The studies that a name may mean: those of the package, and that of a file of somebody's own.
+
+    Args:
+        name: what the user typed: a study's name, or a YAML file's.
+
+    Returns:
+        What may be typed, to its study.
+
+    Raises:
+        StudyError: the file is not there or not as it should be, or its study is called like one of the package.
+    """  # noqa: DOC502 (raised by what this calls)
+    known = {study.name: study for study in paper_studies()}
+    if not name.endswith(SUFFIXES):
+        return known
+    path = Path(name)
+    if not path.is_file():
+        raise StudyError(
+            f"There is no file {name}.{near_paths(path)} Name a study of this package, or a YAML file."
+        )
+    try:
+        own = read_study(read_yaml(path), path.name)
+    except DocumentError as error:
+        raise StudyError(f"{path} is no study: {error}.") from error
+    from mergescope.studies.registry import STUDIES
+
+    if own.name in (*known, *COMMANDS, *(study.name for study in STUDIES)):
+        raise StudyError(f"{path.name}: there is a study {own.name!r} already. Give yours a name of its own.")
+    return {**known, name: own}
 
 
 def read_study(said: Any, where: str) -> PaperStudy:

@@ -136,7 +136,8 @@ class Workshop:
         Raises:
             MergescopeError: there is no such device, training diverged, or another process works on a family.
         """  # noqa: DOC502 (raised by what this calls)
-        usable_device(self.device)  # accelerate would take the processor without a word
+        if self.engine.device is None:
+            usable_device(self.device)  # accelerate would take the processor without a word
         found: dict[int, Path | MergescopeError] = {}
         while len(found) < len(makings):
             plans: dict[Path, FamilyPlan] = {}
@@ -161,13 +162,14 @@ class Workshop:
 
     def _plan(self, out: Path, config: dict[str, Any]) -> FamilyPlan:
         plan = plan_family(read_family_config(config), out)
-        if self.device == "cpu":
+        if self.device == "cpu" or self.engine.device is not None:
             plan.data.clear()  # workers open them; those of many families may be more than memory holds
         return plan
 
     def _train(self, plans: Sequence[FamilyPlan]) -> None:
-        if self.device == "cpu":
-            train_together(plans, self.engine, "cpu")
+        theirs = self.engine.device  # of workers that have one of their own
+        if self.device == "cpu" or theirs is not None:
+            train_together(plans, self.engine, theirs or "cpu")
             return
         for plan in plans:  # several models at a time may be too many for another device
             plan.run(progress=self.progress)
