@@ -14,7 +14,9 @@ from mergescope import errors
 DOCS = ROOT / "docs"
 PAGES = sorted([*(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "SECURITY")), *DOCS.rglob("*.md")])
 ERRORS = sorted((DOCS / "errors").glob("*.md"))
-RUN = [DOCS / f"{name}.md" for name in ("guide", "exit-codes", "from-mergekit", "from-fusionbench")] + ERRORS
+RUN = [
+    DOCS / f"{name}.md" for name in ("guide", "research", "exit-codes", "from-mergekit", "from-fusionbench")
+] + ERRORS
 FIELD = "\0"
 
 

@@ -68,7 +68,8 @@ def test_the_wheel_works_in_an_environment_of_its_own(tmp_path):
         run(
             own / "pip", "install", "--quiet", "--no-compile", "--constraint", ROOT / "constraints.txt", wheel
         )
-        assert wheel.name.startswith("mergescope-0.") and __version__ in run(own / "mergescope", "--version")
+        assert wheel.name.startswith("mergescope-0.")
+        assert run(own / "mergescope", "--version").split() == wheel.name.split("-")[:2]
         assert "ctl-fig2-mlp" in run(own / "mergescope", "study", "list")
         run(own / "python", ROOT / "docs" / "examples" / "tiny_models.py", "tiny")
         assert "model.layers.1" in run(own / "mergescope", "layers", "tiny/llm/base")

@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from tunable_bases import vit
+from typer.testing import CliRunner
 
 import mergescope as ms
+from mergescope.cli import app
 from mergescope.data import encode, load_processor
 from mergescope.data.registry import task_spec
 from mergescope.data.sources import load_table, parse_data_option
@@ -320,3 +322,17 @@ def test_a_picture_that_would_unpack_to_gigabytes_is_refused(tmp_path):
         DataError, match=r"The image in row 0 \(.*x\.png\) can't be read: DecompressionBombError"
     ):
         encode(table.cast_column("image", datasets.Image()), load_processor(vit(tmp_path / "m"), "image"))
+
+
+@pytest.mark.parametrize("said", [{"a": 1}, 5, [], [None], "[/x]", ["[/x]"]])
+def test_check_reports_whatever_a_configuration_calls_its_network(tmp_path, said):
+    base = torch.randn(8, 8)
+    models = {"base": base, **{name: base + 0.01 * torch.randn(8, 8) for name in "ab"}}
+    for number, (name, weight) in enumerate(models.items()):
+        (tmp_path / name).mkdir()
+        save_file({"h.0.w": weight}, tmp_path / name / "model.safetensors")
+        config = {"architectures": said, "of": f"[bold]{number}[/x]"}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    words = ["check", str(tmp_path / "a"), str(tmp_path / "b"), "--base", str(tmp_path / "base")]
+    result = CliRunner().invoke(app, words, catch_exceptions=False, env={"COLUMNS": "200"})
+    assert result.exit_code == 0 and "Can be merged" in result.stdout

@@ -52,3 +52,14 @@ def test_packages_that_do_not_fit_are_an_error(monkeypatch):
     assert "mlxtend" not in said
     with pytest.raises(MergescopeError, match="2 packages"):
         raise result.exception
+
+
+@pytest.mark.parametrize(("asked", "package"), [("_devices", "torch"), ("_caches", "datasets")])
+def test_packages_that_can_not_be_used_are_told_and_the_rest_too(monkeypatch, asked, package):
+    def broken():
+        raise OSError("libtorch.so: cannot open shared object file")
+
+    monkeypatch.setattr(doctor, asked, broken)
+    result = CliRunner().invoke(app, ["doctor"])
+    assert f"{package} can't be used: OSError: libtorch.so" in str(result.exception)
+    assert "mergescope" in result.stdout and "hub" in result.stdout

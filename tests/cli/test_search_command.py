@@ -231,6 +231,10 @@ def test_what_is_wrong_is_said_before_anything_is_run(full):
         told(*full, "--negate", "--methods", "ties")
     with pytest.raises(MergescopeError, match="are of the search for --coefficients"):
         told(*full, "--random")
+    with pytest.raises(MergescopeError, match="--extend and --up-to are of the search for one coefficient"):
+        told(*full[:-1], "--coefficients", "--up-to", 2)
+    with pytest.raises(MergescopeError, match="--control is of --negate"):
+        told(*full, "--control", 0.5)
     with pytest.raises(MergescopeError, match=r"no objective 'los'\. Did you mean: loss"):
         told(*full[:-1], "--coefficients", "--objective", "los")
     with pytest.raises(PointError, match="Give numbers from 0 on"):

@@ -67,3 +67,11 @@ def test_a_dry_run_says_what_it_costs_and_runs_nothing(usual, tmp_path):
 def test_soups_are_not_chosen_on_what_they_are_judged_by(usual):
     with pytest.raises(StudyError, match="the same for reviews"):
         run(*usual, "--validation-split", "test", "--split", "test")
+
+
+def test_options_of_the_other_kind_are_refused(usual):
+    with pytest.raises(MergescopeError, match="leave --validation-split out"):
+        run(*usual, "--size", 2, "--validation-split", "train")
+    for more in (["--subset-limit", 3], ["--layers", "output"]):
+        with pytest.raises(MergescopeError, match="give --size K, too"):
+            run(*usual, *more)

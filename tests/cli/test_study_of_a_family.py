@@ -61,5 +61,12 @@ def test_what_does_not_go_together_is_told(made):
         run("digits", "--family", made)
     with pytest.raises(StudyError, match="leave --data, --tasks and --workers out"):
         run("addition", "--family", made, "--workers", 2)
+    for name in ("digits", "ctl-fig7", "addition"):
+        with pytest.raises(MergescopeError, match="--regime full chooses models of a family"):
+            run(name, "--regime", "full")
+    with pytest.raises(StudyError, match="leave --data and --tasks out"):
+        run("ctl-fig7", "--data", "x")
+    with pytest.raises(StudyError, match="trained already: leave --train-steps out"):
+        run("ctl-fig7", "--family", made, "--train-steps", 2)
     with pytest.raises(StudyError, match=r"no preset 'quik'\. Did you mean: quick"):
         run("addition", "--family", made, "--preset", "quik")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -66,7 +67,11 @@ app.add_typer(study.app, name="study")
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"mergescope {__version__}")
+        try:
+            told = metadata.version("mergescope")  # of the git tag, or a commit after it
+        except metadata.PackageNotFoundError:
+            told = __version__
+        typer.echo(f"mergescope {told}")
         raise typer.Exit
 
 

@@ -66,7 +66,7 @@ def check(
 
         from mergescope.reports.check_tables import report_parts
 
-        console = Console(highlight=False)
+        console = Console(highlight=False, markup=False, emoji=False)
         for part in report_parts(report, everything):
             console.print(part)
         if said is not None:

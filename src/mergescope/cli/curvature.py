@@ -65,7 +65,9 @@ def curvature(
         parse_pairs(pairs), alpha, at, end, term, tolerance, max_steps, batchnorm, linearized, seed
     )
     run = None if out is None or dry_run else open_run(out, STUDY)
-    wanted = DataOptions(tuple(data or ()), split, limit=limit, batch_size=batch_size, seed=seed)
+    wanted = DataOptions(
+        tuple(data or ()), split, limit=limit, batch_size=batch_size, seed=seed, answers=True
+    )
     own = Settings(executor="resident", linearized=linearized, device=device, seed=seed)
     opened = open_models(family, regime, base, models or (), wanted, own)
     if dry_run:

@@ -80,7 +80,9 @@ def disentangle(
         threshold, (box[0], box[1]) if box else BOX, linearized, device=device, seed=seed,
     )  # fmt: skip
     run = None if out is None or dry_run else open_run(out, STUDY)
-    wanted = DataOptions(tuple(data or ()), split, limit=limit, batch_size=batch_size, seed=seed)
+    wanted = DataOptions(
+        tuple(data or ()), split, limit=limit, batch_size=batch_size, seed=seed, answers=True
+    )
     own = Settings(linearized=linearized, device=device, seed=seed)
     opened = open_models(family, regime, base, models or (), wanted, own, dtype)
     if dry_run:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata, util
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from mergescope.cli.printing import JSON, print_json
+
+T = TypeVar("T")
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 """Variables that keep Hugging Face's packages from the network."""
@@ -58,14 +60,18 @@ def examined(network: bool = False) -> dict[str, Any]:
         Plain values: versions, devices, caches, hub, what works, problems.
     """
     packages, problems = _packages()
+    if platform.system() == "Windows":
+        problems.append("Windows: locks and memory are asked of POSIX systems; use WSL")
+    devices: list[str] = _told(_devices, "torch", [], problems)
+    caches: dict[str, dict[str, Any]] = _told(_caches, "datasets", {}, problems)
     return {
         "mergescope": metadata.version("mergescope"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "packages": packages,
-        "devices": _devices(),
+        "devices": devices,
         "memory": _memory(),
-        "caches": _caches(),
+        "caches": caches,
         "hub": _hub(network),
         "works": {
             name: "" if all(util.find_spec(module) for module in modules) else how
@@ -94,6 +100,16 @@ def _packages() -> tuple[dict[str, str], list[str]]:
                 f"'{needed.name}{needed.specifier}')"
             )
     return found, problems
+
+
+def _told(ask: Callable[[], T], package: str, otherwise: T, problems: list[str]) -> T:
+    try:
+        return ask()
+    except Exception as error:  # a broken installation may raise anything, and is what is looked for
+        problems.append(
+            f"{package} can't be used: {type(error).__name__}: {error} (pip install --force-reinstall)"
+        )
+        return otherwise
 
 
 def _devices() -> list[str]:

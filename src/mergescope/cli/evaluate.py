@@ -60,7 +60,7 @@ def evaluate(
     settings = ArithmeticSettings(linearized=linearized, executor=executor, device=device, seed=seed)
     wanted = DataOptions(
         tuple(data or ()), split, text_column=text_column, image_column=image_column, label_column=label_column,
-        limit=limit or None, batch_size=batch_size, processor=tokenizer, seed=seed,
+        limit=limit or None, batch_size=batch_size, processor=tokenizer, seed=seed, answers=True,
     )  # fmt: skip
     own = Settings(linearized=linearized, executor=executor, device=device, seed=seed)
     opened = open_models(family, regime, base, models or (), wanted, own, dtype)

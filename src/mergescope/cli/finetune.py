@@ -182,6 +182,6 @@ def _print(content: dict[str, Any], parts: Any, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     for part in parts():
         console.print(part)

@@ -96,7 +96,7 @@ def _print(rows: list[dict[str, Any]], parts: Iterable[Any], as_json: bool, out:
         return
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     for part in parts:
         console.print(part)
     if out is not None:

@@ -35,7 +35,7 @@ def layers(
         return
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     for part in _parts(found):
         console.print(part)
 

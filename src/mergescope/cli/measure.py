@@ -90,8 +90,9 @@ def measure(
         found = given.run()
     else:
         from mergescope.reports import build_report
+        from mergescope.studies.protocol_runs import running
 
-        with run.locked():
+        with running(run):
             found = given.run()
             write_measurement(run, found, given.config(), given.provenance())
             report = build_report(run.path)
@@ -105,7 +106,7 @@ def measure(
 
     from mergescope.reports.measurement import measurement_parts
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     for part in measurement_parts(found):
         console.print(part)
     if said is not None:

@@ -57,7 +57,7 @@ def mergeability(
         groups=groups, pairs=pairs, scales=_numbers(scales), features=max(limit // 2, 8), derivatives=derivatives,
         seed=seed,
     )  # fmt: skip
-    data = DataOptions((), limit=limit, batch_size=batch_size, seed=seed)
+    data = DataOptions((), limit=limit, batch_size=batch_size, seed=seed, answers=True)
     units = find_units(family, regime)
     # A plan makes no directory, but looks into one that is there.
     run = None if out is None or (dry_run and not out.is_dir()) else open_run(out, STUDY)

@@ -79,7 +79,9 @@ def predict(
         seed=seed,
     )  # fmt: skip
     run = None if out is None or dry_run else open_run(out, STUDY)
-    wanted = DataOptions(tuple(data or ()), split, limit=limit, batch_size=batch_size, seed=seed)
+    wanted = DataOptions(
+        tuple(data or ()), split, limit=limit, batch_size=batch_size, seed=seed, answers=True
+    )
     own = Settings(layers=settings.layers, features=features, linearized=linearized, device=device, seed=seed)
     opened = open_models(family, regime, base, models or (), wanted, own, dtype)
     if dry_run:

@@ -35,7 +35,7 @@ def show_report(run_dir: Path) -> None:
     from mergescope.reports import build_report, summary_parts
 
     path = build_report(run_dir)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     for part in summary_parts(run_dir):
         console.print(part)
     typer.echo(f"Report: {path}")

@@ -81,6 +81,10 @@ def search(
         raise MergescopeError(
             "--groups, --objective and --random are of the search for --coefficients: give it too."
         )
+    if coefficients and (not extend or up_to != ArithmeticSettings().limit):
+        raise MergescopeError("--extend and --up-to are of the search for one coefficient: leave them out.")
+    if control != ArithmeticSettings().control_share and not negate:
+        raise MergescopeError("--control is of --negate: give it too.")
     names = [name for text in methods or () for name in (DEFAULT_METHODS if text == "usual" else [text])]
     ways = [Way.parse(name) for name in names] if methods else None
     passes: dict[str, Any] = {"linearized": linearized, "executor": executor, "device": device, "seed": seed}
@@ -93,7 +97,9 @@ def search(
     if not coefficients:
         settings.parts()  # before anything is opened
     run = None if out is None or dry_run else open_run(out, SEARCH)
-    wanted = DataOptions(tuple(data or ()), limit=limit or None, batch_size=batch_size, seed=seed)
+    wanted = DataOptions(
+        tuple(data or ()), limit=limit or None, batch_size=batch_size, seed=seed, answers=True
+    )
     given = (family, regime, base, models or (), wanted)
     if (
         objective in UNLABELLED and split is None

@@ -9,6 +9,7 @@ import typer
 
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
 from mergescope.cli.printing import JSON, print_found, print_plan
+from mergescope.errors import MergescopeError
 
 VARIADIC = ("--models", "--data", "--layers")
 
@@ -43,7 +44,7 @@ def soup(
     and of averaged logits, their correlation, and linearity of every layer (Eq. 1).
 
     [bold]Example:[/] mergescope soup --models run1 run2 run3 run4 --data org/texts --size 3
-    """
+    """  # noqa: DOC501 (typer shows this text to users)
     from mergescope.protocols.measure import Settings
     from mergescope.protocols.soups import SoupSettings, soups, subsets
     from mergescope.reports import build_report
@@ -54,12 +55,19 @@ def soup(
     from mergescope.studies.search_plans import plan_soup
 
     require_family(family, regime)
+    of_subsets = SoupSettings()
+    if size and validation_split != "validation":
+        raise MergescopeError("--size K is of test data alone: leave --validation-split out.")
+    if not size and (layers or subset_limit != of_subsets.limit):
+        raise MergescopeError("--layers and --subset-limit are of subsets: give --size K, too.")
     run = None if out is None or dry_run else open_run(out, SOUP)
     settings = SoupSettings(
         layers=tuple(layers) if layers and layers != ["blocks"] else "blocks", limit=subset_limit,
         linearized=linearized, executor=executor, device=device, seed=seed,
     )  # fmt: skip
-    wanted = DataOptions(tuple(data or ()), split, limit=limit or None, batch_size=batch_size, seed=seed)
+    wanted = DataOptions(
+        tuple(data or ()), split, limit=limit or None, batch_size=batch_size, seed=seed, answers=True
+    )
     own = Settings(linearized=linearized, executor=executor, device=device, seed=seed)
     given = (family, regime, base, models or (), wanted)
     parts = {"test": open_models(*given, own)} if size else open_parts(*given, (validation_split, split), own)

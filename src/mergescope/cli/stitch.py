@@ -64,7 +64,9 @@ def stitch(
         tuple(lambdas) if lambdas else None, parse_pairs(pairs), tuple(layers) if layers else "blocks", seed
     )
     run = None if out is None or dry_run else open_run(out, STUDY)
-    wanted = DataOptions(tuple(data or ()), split, limit=limit or None, batch_size=batch_size, seed=seed)
+    wanted = DataOptions(
+        tuple(data or ()), split, limit=limit or None, batch_size=batch_size, seed=seed, answers=True
+    )
     opened = open_models(
         family,
         regime,

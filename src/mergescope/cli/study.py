@@ -12,7 +12,7 @@ import typer
 
 from mergescope.cli.commands import INTERRUPTED, command
 from mergescope.cli.engine_options import takes_engine
-from mergescope.cli.family_options import FAMILY, REGIME
+from mergescope.cli.family_options import FAMILY, REGIME, require_family
 from mergescope.cli.printing import JSON, print_json
 from mergescope.errors import MergescopeError, StudyError, did_you_mean, near_paths
 from mergescope.studies import Study, default_directory, find_study
@@ -38,7 +38,7 @@ def list_studies(as_json: Annotated[bool, typer.Option("--json", help=JSON)] = F
 
 @command(app, "show")
 def show(
-    name: Annotated[str, typer.Argument(help="A study's name.")],
+    name: Annotated[str, typer.Argument(help="A study's name, or a YAML file of your own.")],
     as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
     """What a study claims, its setting and source, models, cost, and the source's own numbers.
@@ -56,15 +56,15 @@ def show(
 
 
 def _is_paper(name: str) -> bool:
-    from mergescope.studies.papers.spec import paper_studies
+    from mergescope.studies.papers.spec import named_studies
 
-    return name in [study.name for study in paper_studies()]
+    return name in named_studies(name)
 
 
 @command(app, "run")
 @takes_engine
 def run(
-    name: Annotated[str | None, typer.Argument(help="A study's name.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A study's name, or a YAML file of your own.")] = None,
     preset: Annotated[str | None, typer.Option(help="See 'mergescope study show NAME'.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME-PRESET).")] = None,
     data: Annotated[str, typer.Option(help="'embedded', a hub id or a directory.")] = "embedded",
@@ -97,7 +97,15 @@ def run(
     """  # noqa: DOC501 (typer shows this text to users)
     if every is (name is not None):
         raise StudyError("Name a study, or give --all. The studies: mergescope study list.")
+    require_family(family, regime)
     if every or _is_paper(str(name)):
+        if (data, tasks) != ("embedded", "rotations"):
+            raise StudyError(
+                "Studies of figures and tables take data from --data-root DIR, or from a family: leave --data and "
+                "--tasks out."
+            )
+        if family is not None and train_steps is not None:
+            raise StudyError(f"--family {family} is trained already: leave --train-steps out.")
         _run_papers(
             name,
             preset or "cpu",
@@ -249,7 +257,7 @@ def _run_papers(
             told.append(_reported(where.out, as_json))
     if name is None:
         if train_steps is None:
-            told += _run_sweeps(preset, work, data_root, workers, device, dry_run, as_json)
+            told += _run_sweeps(preset, work, data_root, workers, device, dry_run, as_json, problems)
         else:
             left_out = " and ".join(SWEEPS)
             typer.echo(
@@ -259,7 +267,8 @@ def _run_papers(
         print_json(told[0] if name is not None else {"studies": told, "left_out": problems})
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
-        raise StudyError(f"{len(problems)} of {len(studies)} studies did not run:\n{listing}")
+        count = len(studies) + len(SWEEPS) * (name is None)
+        raise StudyError(f"{len(problems)} of {count} studies did not run:\n{listing}")
 
 
 def _reported(run_dir: Path, as_json: bool) -> dict[str, Any]:
@@ -279,6 +288,7 @@ def _run_sweeps(
     device: str,
     dry_run: bool,
     as_json: bool,
+    problems: list[str],
 ) -> list[dict[str, Any]]:
     # Figures whose studies train networks of their own.
     from mergescope.cli.study_lines import SWEEPS
@@ -288,9 +298,13 @@ def _run_sweeps(
         out = work / f"{name}-{preset}"
         if dry_run:
             told.append(describe_plan(name, preset, out, "embedded", "rotations", root))
-        else:
-            typer.echo(f"{name}: {find_study(name).title}")
+            continue
+        typer.echo(f"{name}: {find_study(name).title}")
+        try:
             told.append(run_study(name, preset, out, "embedded", "rotations", workers, device, root, as_json))
+        except MergescopeError as error:  # noqa: PERF203 (a study takes far longer)
+            problems.append(f"{name}: {error}")
+            typer.echo(f"Left out. {error}")
     return told
 
 

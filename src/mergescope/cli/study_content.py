@@ -6,7 +6,7 @@ from typing import Any
 
 from mergescope.cli.study_lines import SWEEPS, terms
 from mergescope.studies import STUDIES, Study, find_study
-from mergescope.studies.papers.spec import PaperStudy, paper_studies
+from mergescope.studies.papers.spec import PaperStudy, named_studies, paper_studies
 
 ONCE = ("claims", "setting", "run")
 """Terms that a study has one text for; of others there may be several."""
@@ -43,7 +43,7 @@ def shown_content(name: str) -> dict[str, Any]:
         'CTL 4.1 to 4.3, Figs 2 and 3 (Rotated MNIST); MC-SGD'
     """  # noqa: DOC502 (raised by what this calls)
     lines = terms(name)
-    papers = {study.name: study for study in paper_studies()}
+    papers = named_studies(name)
     known = _described(papers[name] if name in papers else find_study(name))
     texts: dict[str, list[str]] = {}
     for term, text in lines:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mergescope.studies import STUDIES, Study, find_study
-from mergescope.studies.papers.spec import PaperStudy, paper_studies
+from mergescope.studies.papers.spec import PaperStudy, named_studies, paper_studies
 
 SWEEPS = ("root-causes", "theorem-5.1")
 """Studies of figures that train networks of their own."""
@@ -78,7 +78,7 @@ def terms(name: str) -> list[tuple[str, str]]:
     Raises:
         StudyError: there is no such study.
     """  # noqa: DOC502 (raised by what this calls)
-    papers = {study.name: study for study in paper_studies()}
+    papers = named_studies(name)
     return _paper(papers[name]) if name in papers else _study(find_study(name))
 
 

@@ -70,7 +70,9 @@ def theorems(
         tuple(layers) if layers and layers != ["blocks"] else "blocks", linearized, seed,
     )  # fmt: skip
     run = None if out is None or dry_run else open_run(out, STUDY)
-    wanted = DataOptions(tuple(data or ()), split, limit=limit, batch_size=batch_size, seed=seed)
+    wanted = DataOptions(
+        tuple(data or ()), split, limit=limit, batch_size=batch_size, seed=seed, answers=True
+    )
     own = Settings(
         layers=settings.layers, executor="resident", linearized=linearized, device=device, seed=seed
     )
