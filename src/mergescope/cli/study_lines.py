@@ -79,7 +79,7 @@ def terms(name: str) -> list[tuple[str, str]]:
         StudyError: there is no such study.
     """  # noqa: DOC502 (raised by what this calls)
     papers = named_studies(name)
-    return _paper(papers[name]) if name in papers else _study(find_study(name))
+    return _paper(papers[name], name) if name in papers else _study(find_study(name))
 
 
 def _study(study: Study) -> list[tuple[str, str]]:
@@ -97,7 +97,7 @@ def _study(study: Study) -> list[tuple[str, str]]:
     ]
 
 
-def _paper(study: PaperStudy) -> list[tuple[str, str]]:
+def _paper(study: PaperStudy, name: str) -> list[tuple[str, str]]:
     from mergescope.studies.papers.costs import cost_of, measured_costs
     from mergescope.studies.papers.runner import PRESETS, Where, family_of
 
@@ -105,6 +105,7 @@ def _paper(study: PaperStudy) -> list[tuple[str, str]]:
     costs = [
         (preset, cost_of(study, preset, where)) for preset in PRESETS if family_of(study, preset) is not None
     ]
+    models = f"--preset {next(iter(study.family))} [--data-root DIR]" if study.family else "--family DIR"
     shared = [other.name for other in paper_studies() if other != study and other.family == study.family]
     checks = [
         check.says + (f" (there: {check.reference})" if check.reference else "") for check in study.checks
@@ -124,7 +125,7 @@ def _paper(study: PaperStudy) -> list[tuple[str, str]]:
         *(("checks", text) for text in checks),
         *(("there", line) for line in study.reference),
         *(("differs", f"{preset}: {text}") for preset, text in study.differs.items()),
-        ("run", f"mergescope study run {study.name} --preset {next(iter(study.family))} [--data-root DIR]"),
+        ("run", f"mergescope study run {name} {models}"),
     ]
 
 
