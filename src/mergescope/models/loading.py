@@ -10,7 +10,7 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,9 @@ _ANOTHER_HEAD = re.compile(
 )
 """Heads of transformers' networks. One that a network lacks leaves nothing of it at random: bert-base-uncased
 names a masked language model and holds the pooler and the head of next-sentence prediction as well."""
+
+HELD = 256 << 20
+"""Bytes of points' weights that a [`WeightLoader`][] keeps: of dozens of small networks, of no large one."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -234,6 +237,31 @@ def matching_keys(model: nn.Module, source: TensorSource | Point) -> dict[str, s
     return mapping
 
 
+def key_maps(model: nn.Module, points: Iterable[Point], fixed: Collection[str] = ()) -> list[dict[str, str]]:
+    """[`key_map`][] of several points, found once for those with the same tensors.
+
+    Args:
+        model: the network.
+        points: checkpoints or points.
+        fixed: as for [`key_map`][].
+
+    Returns:
+        One mapping a point.
+
+    Raises:
+        MismatchError: as for [`key_map`][].
+    """  # noqa: DOC502 (raised by what this calls)
+    known: list[tuple[Mapping[str, Any], dict[str, str]]] = []
+    found = []
+    for point in points:
+        mapping = next((mapping for spec, mapping in known if spec == point.spec), None)
+        if mapping is None:
+            mapping = key_map(model, point, fixed)
+            known.append((point.spec, mapping))
+        found.append(mapping)
+    return found
+
+
 def key_map(model: nn.Module, source: TensorSource | Point, fixed: Collection[str] = ()) -> dict[str, str]:
     """Which checkpoint key fills which entry of the network's state dict.
 
@@ -336,3 +364,50 @@ def load_weights(
     entries = model.state_dict(keep_vars=True)
     for name, key in mapping.items():
         point.into(key, entries[name])
+
+
+class WeightLoader:
+    """Puts points into a network again and again, as for every batch: what fits a budget is combined once.
+
+    Args:
+        model: the network; its entries stay the same objects.
+        budget: bytes of weights to keep, where the network computes.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> one = Checkpoint({"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, name="one")
+        >>> loader = WeightLoader(layer)
+        >>> for point in (Point.of(one), Point.of(one), 0.5 * one + 0.5 * one):
+        ...     with torch.no_grad():
+        ...         loader.load(point, key_map(layer, point))
+        >>> layer.weight.tolist()
+        [[1.0, 1.0]]
+    """
+
+    def __init__(self, model: nn.Module, budget: int = HELD) -> None:
+        self._model, self._left = model, budget
+        self._held: dict[Point, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    def load(
+        self, point: Point, mapping: Mapping[str, str], statistics: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        """Put a point's weights, and statistics of its own, into the network.
+
+        Args:
+            point: a model.
+            mapping: from [`key_map`][], the same on every call with this point.
+            statistics: state-dict names to what stands in for the point's, likewise.
+        """
+        if point in self._held:
+            for entry, value in self._held[point]:
+                entry.copy_(value)
+            return
+        load_weights(self._model, point, mapping)
+        entries = self._model.state_dict(keep_vars=True)
+        for name, value in (statistics or {}).items():
+            entries[name].copy_(value)
+        mine = {id(entries[name]): entries[name] for name in (*mapping, *(statistics or ()))}
+        size = sum(entry.nbytes for entry in mine.values())
+        if size <= self._left:
+            self._left -= size
+            self._held[point] = [(entry, entry.detach().clone()) for entry in mine.values()]

@@ -9,6 +9,7 @@ import torch
 
 from mergescope.models.features import NextTokens
 from mergescope.models.layers import OUTPUT
+from mergescope.models.loading import WeightLoader
 from mergescope.tracing.capture import Call, capture, record_calls
 from mergescope.tracing.passes import Pass
 
@@ -18,7 +19,8 @@ def run_resident(job: Pass) -> None:
     """For each batch, run every point once; nothing larger than one batch's features is kept.
 
     The floor is one plain forward pass a point and batch. Above it are swapping the weights (read
-    from mapped files and combined straight into the parameters) and the readings.
+    from mapped files, combined straight into the parameters, and kept for the next batch while there
+    is room) and the readings.
 
     Args:
         job: the pass.
@@ -44,7 +46,7 @@ def run_resident(job: Pass) -> None:
     order = list(range(len(job.points)))
     if reference is not None:  # its inputs are needed by all others
         order.sort(key=lambda index: index != reference)
-    modules = dict(job.model.named_modules())
+    modules, weights = dict(job.model.named_modules()), WeightLoader(job.model)
     with capture(job.model, captured, reduce) as caught:
         for inputs, labels in job.batches():
             for found in (features, local, units):
@@ -52,7 +54,7 @@ def run_resident(job: Pass) -> None:
             outputs: dict[int, torch.Tensor | NextTokens] = {}
             calls: dict[str, Call] = {}
             for index in order:
-                job.load(index)
+                weights.load(job.points[index], job.mappings[index], job.statistics[index])
                 kept = features
                 caught.clear()
                 with record_calls(job.model, captured if index == reference else []) as recorded:

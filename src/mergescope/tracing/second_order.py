@@ -18,7 +18,7 @@ from mergescope.errors import CheckpointError, DataError, MergescopeError, Point
 from mergescope.models.calling import split_batch, to_device
 from mergescope.models.features import Features
 from mergescope.models.layers import OUTPUT, find_layers
-from mergescope.models.loading import key_map, load_weights
+from mergescope.models.loading import key_maps, load_weights
 from mergescope.readings import InnerProducts, Reading
 from mergescope.tracing.affine import affine_part
 from mergescope.tracing.capture import trivially_linear
@@ -198,7 +198,7 @@ def second_order(
     terms = terms_of(list(vectors))
     known: list[Any] = [ORIGIN, *terms, *further]
     readings = [InnerProducts()] if readings is None else list(readings)
-    mappings = [key_map(model, point, fixed) for point in (start, *further)]
+    mappings = key_maps(model, (start, *further), fixed)
     _require_same_tables(start, vectors, mappings[0])
     own = {name: value.clone() for name, value in model.state_dict().items()}
     modes = {module: module.training for module in model.modules()}

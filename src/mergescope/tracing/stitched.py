@@ -22,7 +22,7 @@ from torch import nn
 from mergescope.errors import DataError, LayerError, MergescopeError, PointError
 from mergescope.models.calling import batch_size, split_batch, to_device
 from mergescope.models.features import Features
-from mergescope.models.loading import key_map, load_weights
+from mergescope.models.loading import WeightLoader, key_maps
 from mergescope.readings import Batch, Reading
 from mergescope.tracing.affine import affine_part, combined
 from mergescope.tracing.capture import capture
@@ -260,7 +260,7 @@ class _Job:
             new = [mixture for mixture in dict.fromkeys(group) if mixture not in distinct]
             distinct |= dict.fromkeys(new)
             kept.append(new)
-        mappings = {point: key_map(model, point, fixed) for point in points}
+        mappings = dict(zip(points, key_maps(model, points, fixed), strict=True))
         last = {
             point: place for place, group in enumerate(kept) for mixture in group for point in mixture.points
         }
@@ -309,15 +309,18 @@ class _Job:
 
     def fill(self, given: Pass) -> None:
         """Pass data through everything, and count what follows a block as passes through layers alone."""
+        weights = WeightLoader(self.model)
         for inputs, labels in given.batches("stitching"):
-            outputs, rests = self.run(inputs, labels)
+            outputs, rests = self.run(inputs, labels, weights)
             for reading in given.readings:
                 reading.update(Batch({}, [outputs[key] for key in self.keys], labels))
             given.samples += batch_size(inputs)
             given.forward_passes += len(self.points)
             given.local_passes += rests
 
-    def run(self, inputs: Any, labels: torch.Tensor | None) -> tuple[dict[Hashable, Any], int]:
+    def run(
+        self, inputs: Any, labels: torch.Tensor | None, weights: WeightLoader
+    ) -> tuple[dict[Hashable, Any], int]:
         """All outputs of a batch.
 
         Returns:
@@ -325,7 +328,7 @@ class _Job:
         """
         outputs: dict[Hashable, Any] = {}
         # The base is loaded last in each group, so its own pass, which records, needs no weights of others.
-        load_weights(self.model, self.base, self.mappings[self.base])
+        weights.load(self.base, self.mappings[self.base])
         rest = Rest(self.model, self.layers, self.features, inputs)
         outputs[self.base] = self._output(rest.result, inputs, labels, self.base)
         count = 0
@@ -335,12 +338,12 @@ class _Job:
             held = {point: states for point, states in held.items() if self.last[point] >= place}
             for point in dict.fromkeys(p for mixture in group for p in mixture.points):
                 if point != self.base and point not in held:
-                    load_weights(self.model, point, self.mappings[point])
+                    weights.load(point, self.mappings[point])
                     with capture(self.model, self.layers, lambda name, value: value) as caught:
                         result = self.features.call(self.model, inputs)
                     held[point] = dict(caught)
                     outputs[point] = self._output(result, inputs, labels, point)
-            load_weights(self.model, self.base, self.mappings[self.base])
+            weights.load(self.base, self.mappings[self.base])
             for mixture in group:
                 if mixture.points == (self.base,):  # nothing is replaced
                     outputs |= {(mixture, layer): outputs[self.base] for layer in self.layers}

@@ -17,7 +17,7 @@ from mergescope.errors import DataError, MergescopeError, PointError, did_you_me
 from mergescope.models.calling import split_batch, to_device
 from mergescope.models.features import Features
 from mergescope.models.layers import find_layers
-from mergescope.models.loading import key_map, usable_device
+from mergescope.models.loading import key_map, key_maps, usable_device
 from mergescope.readings import FeatureMeans, InnerProducts, NextTokenLoss, Outputs, Reading, bootstrap
 from mergescope.tracing.affine import affine_part
 from mergescope.tracing.capture import trivially_linear
@@ -270,7 +270,7 @@ def trace(
             if isinstance(source, Checkpoint | Selection):
                 source.require_finite()
 
-    mappings = [key_map(model, point, fixed) for point in distinct]
+    mappings = key_maps(model, distinct, fixed)
     own_weights = {} if empty else {name: value.clone() for name, value in model.state_dict().items()}
     was_training = {module: module.training for module in model.modules()}
     model.eval()
