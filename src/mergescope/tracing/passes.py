@@ -14,7 +14,7 @@ from mergescope.errors import CheckpointError
 from mergescope.models.calling import batch_size, split_batch, to_device
 from mergescope.models.features import Features, NextTokens
 from mergescope.models.layers import OUTPUT
-from mergescope.models.loading import load_weights
+from mergescope.models.loading import WeightLoader
 from mergescope.progress import progress_bar
 from mergescope.readings import Batch, Reading
 from mergescope.tracing.kept import Kept
@@ -86,11 +86,8 @@ class Pass:
         Args:
             index: the point's position.
         """
-        load_weights(self.model, self.points[index], self.mappings[index])
-        if self.statistics[index]:
-            entries = self.model.state_dict(keep_vars=True)
-            for name, value in self.statistics[index].items():
-                entries[name].copy_(value)
+        loader = WeightLoader(self.model, budget=0)
+        loader.load(self.points[index], self.mappings[index], self.statistics[index])
 
     def batches(self, label: str = "tracing") -> Iterator[tuple[Any, torch.Tensor | None]]:
         """The data, on the network's device, with a progress bar.
