@@ -65,7 +65,7 @@ def split_images(shop: Workshop) -> Making:
     net = ResNet(32 if cifar else 28, 3 if cifar else 1, width=4 if shop.small else 8, classes=10)
     name = f"resnet-{'cifar' if cifar else 'digits'}"
     start = data_sets.empty_net(net, shop.folder(f"{name}-start{shop.seed}"))
-    limit, epochs = (64, (1, 1)) if shop.small else (1500, (12, 5))
+    limit, epochs = (64, (1, 1)) if shop.small else (1000, (12, 5))
     first = {"data": str(data), "classes": [0, 1], "limit": limit}
     base = yield from shop.base(
         f"{name}-base{shop.seed}", start, first, {"lr": 0.1, "epochs": epochs[0], "batch": 64}, "mc-sgd"
@@ -166,7 +166,7 @@ def images(shop: Workshop) -> Making:
     )
     recipe = {
         "optimizer": "adamw", "lr": 1e-3, "epochs": 8, "batch": 64, "weight_decay": 0.05, "warmup": 0.05,
-        **({"steps": 20} if shop.small else {}),
+        **({"steps": 4} if shop.small else {}),
     }  # fmt: skip
     base = yield from shop.base("vit-base", start, {"data": str(mixed)}, recipe, "clip")
     tasks = {
@@ -186,7 +186,7 @@ def images(shop: Workshop) -> Making:
     length = {"steps": 4} if shop.small else {"epochs": 6}
     config = {
         "base": str(base), "tasks": tasks, "regimes": regimes, "preset": "clip",
-        "recipe": {**length, "batch": 64, "warmup": 0.1}, "limit": 1000, "seed": shop.seed,
+        "recipe": {**length, "batch": 64, "warmup": 0.1}, "limit": 800, "seed": shop.seed,
     }  # fmt: skip
     return (yield from shop.finetune(f"images{shop.seed}", config))
 

@@ -81,7 +81,7 @@ class RootCausesConfig:
         batch: samples a batch of measuring; BatchNorm takes its statistics.
     """
 
-    images: Images = Images(train=500, test=100)
+    images: Images = Images(train=250, test=100)
     tuned: tuple[int, ...] = (1, 2)
     width: int = 8
     stages: tuple[int, ...] = (2, 2, 2, 2)

@@ -70,7 +70,7 @@ class TheoremConfig:
         settings: conventions of the check; where lambda is taken is [`PLACES`][].
     """
 
-    images: Images = Images(parts=1, train=200, test=40)
+    images: Images = Images(parts=1, train=100, test=20)
     width: int = 8
     stages: tuple[int, ...] = (3, 3, 3)
     pretraining: Recipe = Recipe("sgd", lr=0.1, batch=64)
