@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import mergescope as ms
 from mergescope.cli import app
 from mergescope.errors import StudyError
-from mergescope.reports import build_report, depth, measured_main, summary_parts
+from mergescope.reports import build_report, depth, measured_figures, measured_main, summary_parts
 from mergescope.reports.html import read_about
 from mergescope.reports.measured import Measured
 from mergescope.reports.measured_page import draw, load_measured
@@ -450,3 +450,12 @@ def test_the_command_rebuilds_the_report_of_a_measurement_and_prints_it(measured
     assert result.output.startswith(headline(Measured.of(measured))[1][:60])
     assert f"Report: {run.path / 'report.html'}" in result.output
     assert Page((run.path / "report.html").read_text()).tags
+
+
+def test_maps_by_layer_show_the_least_linear_of_many_pairs():
+    found = view(models=tuple(f"m{number}" for number in range(10)), trivial=("blocks.0",))
+    maps = measured_figures.by_layer(found).axes[:2]
+    assert {axes.images[0].get_array().shape for axes in maps} == {(measured_figures.MOST_ROWS, 3)}
+    shown = [label.get_text() for label in maps[0].get_yticklabels()]
+    kept = found.least_linear(found.pairs, measured_figures.MOST_ROWS)
+    assert len(found.pairs) == 55 and set(shown) == {pair.name for pair in kept}

@@ -15,8 +15,8 @@ from mergescope.errors import StudyError
 from mergescope.readings import Histogram
 from mergescope.reports import build_report
 from mergescope.reports.html import as_csv
-from mergescope.reports.paper_figures.averages import averages_figure
-from mergescope.reports.paper_figures.barriers import barriers_figure
+from mergescope.reports.paper_figures.averages import LOGITS, WEIGHTS, averages_figure
+from mergescope.reports.paper_figures.barriers import PAIRS, barriers_figure
 from mergescope.reports.paper_figures.coef import coef_figure
 from mergescope.reports.paper_figures.coefficients import lambda_figure
 from mergescope.reports.paper_figures.cosines import cosines_figure
@@ -28,8 +28,9 @@ from mergescope.reports.paper_figures.multiples import PANELS, Band, columns_of
 from mergescope.reports.paper_figures.ran import Ran, read_ran
 from mergescope.reports.paper_figures.regimes import regimes_figure
 from mergescope.reports.paper_figures.stitching import stitching_figure
-from mergescope.reports.publish import publish
+from mergescope.reports.publish import differences, publish
 from mergescope.reports.style import PAGE, STRONG, render
+from mergescope.studies.claims import over_seeds
 from mergescope.studies.papers.figures import DRAWN_FROM, Quoted
 from mergescope.studies.papers.spec import paper_studies, read_study
 from mergescope.studies.rundir import DISTRIBUTIONS, RESULTS, Row, write_rows, write_table
@@ -494,6 +495,8 @@ def test_pages_and_publications_have_figures_and_what_is_drawn_as_tables(tested,
     stored = list(csv.DictReader(io.StringIO((path / "figures" / "layers.csv").read_text())))
     assert [line["test"] for line in stored] == [line["test"] for line in drawn]
     assert float(stored[0]["mean"]) == pytest.approx(drawn[0]["mean"], rel=1e-5)
+    (tmp_path / "pages" / "ctl-fig7").mkdir(parents=True)
+    (tmp_path / "pages" / "ctl-fig7" / "of-an-earlier-version.svg").write_text("<svg/>")
     published = publish(path, tmp_path / "pages").read_text()
     assert "[What is drawn, as a table](ctl-fig7/layers.csv)" in published
     assert {file.name for file in (tmp_path / "pages" / "ctl-fig7").iterdir()} == files - {
@@ -539,3 +542,57 @@ def test_tables_are_plain():
 def test_bands_turn_around():
     band = Band(np.array([0.9]), np.array([0.8]), np.array([0.95])).from_one()
     np.testing.assert_allclose([band.low, band.middle, band.high], [[0.05], [0.1], [0.2]])
+
+
+# --- what is cut or can't be known
+
+
+def test_of_many_pairs_those_with_the_largest_barriers_are_named(tmp_path):
+    rows = []
+    for number in range(PAIRS + 4):
+        name = f"a + m{number}"
+        rows.append(row("ctl", "cos", 0.9, name, layer="blocks.0", parameter=0.5))
+        rows += [row("line", "loss", 1.0, name, parameter=alpha) for alpha in (0.0, 1.0)]
+        rows.append(row("barrier", "loss", float(number), name))
+    drawing = barriers_figure([Ran(0, "full", 0, rows_run(tmp_path, rows))])
+    assert f"the barrier of the {PAIRS} pairs with the largest barriers of the loss, bars" in drawing.caption
+    assert drawing.figure.axes[1].get_xticklabels()[0].get_text() == f"a + m{PAIRS + 3}"
+
+
+def test_no_optimum_of_a_search_is_cut_off_and_what_is_cut_is_said(tmp_path):
+    near, far = {0.0: 0.1, 0.5: 0.6, 1.0: 0.3}, {0.0: 0.1, 1.0: 0.3, 2.0: 0.9, 3.0: 0.5}
+    curves = {"full": near, "lora": near, "attention-1": far}
+    ran = [
+        Ran(0, regime, 0, search_run(tmp_path / regime, 0.9, 0.5, 0.5, curve)) for regime, curve in curves.items()
+    ]  # fmt: skip
+    drawing = lambda_figure(ran)
+    assert all(2 < axes.get_xlim()[1] < 3 for axes in drawing.figure.axes)
+    assert "What was tried beyond λ = 2 is not shown: attention-1." in drawing.caption
+    assert "beyond" not in lambda_figure(ran[:2]).caption
+
+
+def test_a_correlation_that_can_not_be_told_is_unknown(tmp_path):
+    names, both = ("a + b", "a + c"), (WEIGHTS, LOGITS)
+    rows = [row("averaging", measure, 0.5, name) for name in names for measure in both]
+    rows.append(row("averaging", "pearson", math.nan, "2 subsets"))
+    drawing = averages_figure([Ran(0, "full", 0, rows_run(tmp_path, rows))])
+    (axes,) = drawing.figure.axes
+    assert len(axes.lines) == 2 and drawing.caption.endswith("r: unknown.")
+    assert "one subset, r = unknown" in [text.get_text() for text in drawing.figure.legends[0].get_texts()]
+
+
+def test_claims_without_an_interval_are_published_as_unbounded(tmp_path):
+    path = study_run(tmp_path / "run", "ctl-fig7", [], [])
+    claim = over_seeds("it holds", [0.0004])
+    write_rows(path / RESULTS, [claim.row("net")])
+    assert "| 0.0004 [−∞, ∞] |" in publish(path, tmp_path / "pages").read_text()
+    assert "0.0004<small>−∞ to ∞</small>" in build_report(path).read_text()
+    text = (tmp_path / "pages" / "ctl-fig7.json").read_text()
+    (said,) = json.loads(text)["claims"]
+    assert (said["value"], said["low"], said["high"]) == (0.0004, None, None) and "Infinity" not in text
+    assert differences(path, tmp_path / "pages") == []
+    said |= {"value": 9.0, "low": 8.5}  # no upper end
+    (tmp_path / "pages" / "ctl-fig7.json").write_text(json.dumps({"claims": [said]}))
+    write_rows(path / RESULTS, [over_seeds("it holds", [0.9, 1.0, 1.1]).row("net")])
+    (line,) = differences(path, tmp_path / "pages")
+    assert line.endswith("was 9.000 [8.500, ∞]")

@@ -15,6 +15,8 @@ from mergescope.protocols.search import Choice
 from mergescope.protocols.stitching import StitchingSettings, stitch_addition, stitch_negation
 from mergescope.reports.disentanglement_figures import error_maps
 from mergescope.reports.disentanglement_page import stored_grids
+from mergescope.reports.prediction_figures import by_layer as gaps_by_layer
+from mergescope.reports.prediction_view import Predicted
 from mergescope.reports.protocol_figures import Line, ranking, score_panels
 from mergescope.reports.protocol_view import scores_in
 from mergescope.reports.search_addition import lambda_curves
@@ -240,3 +242,14 @@ def test_subsets_are_drawn_against_the_diagonal():
     np.testing.assert_array_equal(points.get_xydata(), [[0.6, 0.5], [0.6, 0.7]])
     np.testing.assert_allclose([line.get_ydata() for line in right.lines[:2]], [[0.1, 0.2], [0.1, 0.2]])
     assert right.lines[3].get_ydata()[0] == pytest.approx(0.05)
+
+
+def test_gaps_of_zero_count_in_means_and_are_drawn_at_the_bottom():
+    each = (("a", 0.0), ("b", 0.4), ("c", 0.8))
+    gaps = {("eq1", name, -1.0): {"blocks.0": (gap, np.nan)} for name, gap in each}
+    found = Predicted(("blocks.0",), frozenset(), ("eq1",), gaps, {}, (), {})
+    (axes,) = gaps_by_layer(found).axes
+    bar, mark = axes.lines
+    np.testing.assert_allclose(bar.get_ydata(), [0.2, 0.8])  # below 0.4, the smallest that is drawn as it is
+    np.testing.assert_allclose(mark.get_ydata(), [found.mean_gap("eq1", "blocks.0")])
+    assert found.mean_gap("eq1", "blocks.0") == pytest.approx(0.4) and axes.get_ylim()[0] < 0.2

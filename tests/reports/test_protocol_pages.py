@@ -1,6 +1,7 @@
 """Pages of protocols: built from stored files alone, complete or refused, and saying what the numbers say."""
 
 import io
+import math
 import shutil
 from dataclasses import replace
 from html import unescape
@@ -17,7 +18,10 @@ from mergescope.errors import StudyError
 from mergescope.protocols.theorem_result import REGRESSORS, RESPONSES
 from mergescope.readings import MEASURES, RELATIVE
 from mergescope.reports import build_report, summary_parts
+from mergescope.reports.curvature_page import curvature_page
+from mergescope.reports.protocol_view import Stored
 from mergescope.reports.protocol_words import TERMS
+from mergescope.reports.theorems_view import stored_theorems
 from mergescope.studies.disentangled import GRIDS
 from mergescope.studies.rundir import RESULTS, read_rows, read_table, write_rows, write_table
 
@@ -96,6 +100,7 @@ def test_a_page_is_built_from_stored_files(kind, copied):
     found = shown(path)
     assert found.headline in text and all(sentence in text for sentence in found.sentences)
     assert all(drawing.caption in text for drawing in found.drawings.values())
+    assert found.small in text and ("Small numbers" in text) == bool(found.small)
     assert set(found.terms) <= set(TERMS) and all(TERMS[term][0] in text for term in found.terms)
     assert "forward passes of a batch, 1.5 s" in text and "somewhere/one" in text
     assert not [tag for tag, _ in page.tags if tag in ("script", "img", "link")]
@@ -109,7 +114,9 @@ def test_the_same_files_give_the_same_page_and_figures(kind, copied):
         report = build_report(path)
         return {file.name: file.read_bytes() for file in (report, *(path / "figures").iterdir())}
 
-    assert built() == built()
+    first = built()
+    (path / "figures" / "of-an-earlier-version.svg").write_text("<svg/>")
+    assert built() == first
 
 
 @pytest.mark.parametrize("count", [2, 8])
@@ -424,6 +431,8 @@ def test_subsets_say_whether_weights_do_what_logits_do(runs):
     assert "worth less in accuracy than averaged logits: −0.0500 (−0.0600 to −0.0400)" in worse
     few = shown(path, lambda rows: [row for row in rows if row.measure not in ("pearson", "spearman")])
     assert any("no correlation to tell" in text for text in few.sentences)
+    unknown = shown(path, after(*(changed(math.nan, measure=name) for name in ("pearson", "spearman"))))
+    assert (unknown.headline, unknown.sentences) == (few.headline, few.sentences)
 
 
 def test_disentanglement_names_the_least_and_the_most_entangled(runs):
@@ -476,3 +485,43 @@ def test_an_evaluation_names_the_best_point(runs):
     assert found.sentences[0] == "To compare with: base 0.300 (0.250 to 0.350)."
     tied = shown(runs("evaluation"), after(every, changed(0.31, 0.2, 0.4, points="average", **whole)))
     assert "which of them is best is not certain" in tied.sentences[0]
+
+
+def test_curvature_says_where_it_is_taken_and_what_has_no_mark(runs):
+    stored = read(runs("curvature"))
+    data = stored.of(measure="eigenvalue")[0].data
+    negative = changed(-1.0, kind="eigenvalue of base", data=data, measure="eigenvalue")
+    more = [
+        replace(row, points="other") for row in stored.of(kind="eigenvalue of fine-tune") if row.data == data
+    ]
+    rows = [*negative(list(stored.rows)), *more]
+    found = curvature_page(Stored(stored.path, rows, stored.settings, stored.provenance))
+    every = [row.mean for row in rows if row.measure == "eigenvalue"]
+    lost = sum(value <= 0 for value in every)
+    assert lost and f" {lost} of {len(every)} are not positive" in found.drawings["eigenvalues"].caption
+    (grid,) = [grid for grid in found.grids if grid.title.startswith("Largest eigenvalues")]
+    assert {data, f"other on {data}"} < {name for name, _ in grid.rows}
+    along = found.drawings["along"]
+    assert "dᵀHd at the base, λ at the merged point." in along.caption and "above 1" in along.caption
+    assert along.figure.axes[0].get_xlabel().endswith("as a share of λ")
+    same = curvature_page(
+        Stored(stored.path, stored.rows, {**stored.settings, "term": "midpoint"}, stored.provenance)
+    )
+    assert same.drawings["along"].figure.axes[0].get_xlabel().endswith("(1: the bound is tight)")
+    assert same.drawings["bound"].figure.axes[1].get_xlabel() == "|exact term|, from the merged point"
+    assert "above 1" not in same.drawings["along"].caption
+
+
+def test_theorems_without_cases_of_layers_have_no_drawing_of_them(runs, monkeypatch):
+    path = runs("theorems")
+    found = stored_theorems(read(path))
+    silent = replace(found, counts=tuple(count for count in found.counts if count.theorem == "Theorem 3.3"))
+    monkeypatch.setattr("mergescope.reports.theorems_page.stored_theorems", lambda stored: silent)
+    assert found.of_layers and set(shown(path).drawings) == {"barriers"}
+
+
+def test_only_layers_with_kinks_are_said_to_have_them(runs):
+    path = runs("measured prediction")
+    layer = read(path).of(kind="prediction", measure="takes over")[-1].layer
+    kinked = shown(path, changed(0.0, kind="prediction", layer=layer, measure="takes over"))
+    assert f" No mark at {layer}: kinks (ReLU)" in kinked.drawings["third-order"].caption

@@ -1,23 +1,47 @@
 """Reports: what they say follows from the rows; files are whole, escaped, equal for equal rows."""
 
+import logging
 import re
 from dataclasses import replace
-from math import nan
+from math import inf, nan
 
+import matplotlib
 import numpy as np
 import pytest
+import torch
+from mergeable_cases import planted
 from reports.looking import NASTY, Page, overlaps
 from reports.synthetic import make_rows, make_run, make_samples
 from rich.console import Console
 
+import mergescope as ms
 from mergescope.errors import StudyError
-from mergescope.reports import build_report, curves, figures, summary_table, verdict_sentences
+from mergescope.protocols.mergeability import analyse
+from mergescope.reports import (
+    build_report,
+    curves,
+    figures,
+    geometry_figures,
+    mergeability_page,
+    summary_table,
+    verdict_sentences,
+)
 from mergescope.reports.cost import costs, learning_rates
+from mergescope.reports.html import clear_figures
 from mergescope.reports.results import Results
 from mergescope.reports.style import new_figure, render, settle, styled
-from mergescope.reports.tables import accuracy_grid, barrier_grid, equation_grid, null_grid, number, pair_grid
+from mergescope.reports.tables import (
+    accuracy_grid,
+    barrier_grid,
+    equation_grid,
+    null_grid,
+    number,
+    pair_grid,
+    significant,
+)
 from mergescope.reports.verdicts import headline_of_regimes
 from mergescope.studies.rundir import RESULTS, SAMPLES, read_table, write_rows, write_table
+from mergescope.weights.geometry import geometry
 
 
 def table_of(rows):
@@ -89,8 +113,6 @@ def test_equal_rows_give_equal_files_and_other_rows_others():
 
 
 def test_figures_do_not_depend_on_the_users_matplotlib_settings():
-    import matplotlib
-
     plain = render(figures.main(Results(make_rows())), "svg")
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "text.parse_math": True}):
         assert render(figures.main(Results(make_rows())), "svg") == plain
@@ -373,3 +395,108 @@ def test_every_pair_and_layer_shows_its_interval_and_baseline():
     assert cell.text == number(cos.mean, 4)
     assert number(cos.low, 4) in cell.note and number(cos.high, 4) in cell.note
     assert cell.note.endswith(f"; {number(base.mean, 2)}")
+
+
+def test_infinite_numbers_are_told_from_missing_ones_and_small_ones_keep_their_digits():
+    assert [number(value) for value in (inf, -inf, nan)] == ["∞", "−∞", "–"] and number(
+        inf, sign=True
+    ) == "+∞"
+    values = (0.5, 12.0, 0.0, 0.00042, -0.00042, -1.5e-7, -inf, nan)
+    said = ["0.500", "12.000", "0.000", "0.00042", "−0.00042", "−1.5e−07", "−∞", "–"]
+    assert [significant(value) for value in values] == said
+
+
+def test_figures_of_an_earlier_report_go_and_other_files_stay(tmp_path):
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    kept = {"main.svg", "notes.txt", "mine.pdf", "similarity.png", ".main.svg.1.tmp.svg"}
+    for name in (*kept, "old.svg", "old.png", "old.csv"):
+        (folder / name).write_text("")
+    clear_figures(folder, {"main.svg"})
+    assert {file.name for file in folder.iterdir()} == kept
+    clear_figures(tmp_path / "none", set())
+    assert not (tmp_path / "none").exists()
+
+
+def test_only_fonts_that_are_installed_are_asked_for_and_none_is_missed(monkeypatch):
+    from matplotlib.font_manager import fontManager
+
+    known, logger = fontManager.ttflist, logging.getLogger("matplotlib.font_manager")
+    monkeypatch.setattr(fontManager, "ttflist", [font for font in known if font.name == "DejaVu Sans"])
+    with styled():
+        assert matplotlib.rcParams["font.family"] == ["DejaVu Sans"]
+        assert not logger.isEnabledFor(logging.WARNING)
+    assert logger.isEnabledFor(logging.WARNING)
+    other = replace(known[0], name="PingFang SC")
+    monkeypatch.setattr(fontManager, "ttflist", [*fontManager.ttflist, other])
+    with styled():
+        assert matplotlib.rcParams["font.family"] == ["DejaVu Sans", "PingFang SC"]
+
+
+def test_crowded_names_beside_a_figure_are_thinned_out():
+    with styled():
+        figure = new_figure(4, 2)
+        axes = figure.subplots()
+        axes.set_yticks(range(60), [f"name {number}" for number in range(60)])
+        assert overlaps(figure)[1]
+        assert not overlaps(settle(figure))[1]
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert shown[0] == "name 0" and 4 < len(shown) < 31
+
+
+# --- geometry
+
+
+def geometry_of(count, still=0):
+    """Random task vectors; the first models equal the base."""
+    generator = torch.Generator().manual_seed(0)
+    base = {f"h.{block}.w": torch.ones(8) for block in range(2)}
+    models = [
+        {key: value + (place >= still) * torch.randn(8, generator=generator) for key, value in base.items()}
+        for place in range(count)
+    ]
+    named = [ms.Checkpoint(state, name=f"model {place}") for place, state in enumerate(models)]
+    return geometry(ms.Checkpoint(base, name="base"), named)
+
+
+def drawn(axes):
+    return np.ma.filled(axes.images[0].get_array().astype(float), nan)
+
+
+def test_a_model_that_equals_its_base_has_no_cosines():
+    found = geometry_of(3, still=1)
+    for axes in geometry_figures.similarity(found).axes[:2]:
+        values = drawn(axes)
+        assert np.isnan(values[0]).all() and np.isnan(values[:, 0]).all() and np.isfinite(values[1, 2])
+    heat, blocks = geometry_figures.by_regime({"full": found}).axes[:2]
+    cosine = float(found.total.cosines[1, 2])
+    assert heat.get_title(loc="left") == f"full: mean {cosine:.3f}" and np.isnan(drawn(heat)[0]).all()
+    each = [float(sums.cosines[1, 2]) for sums in found.groups("layer").values()]
+    np.testing.assert_allclose(blocks.lines[0].get_ydata(), each)
+    nothing = geometry_figures.by_regime({"none": geometry_of(2, still=2)})
+    assert nothing.axes[0].get_title(loc="left") == "none"
+
+
+def test_figures_of_many_models_stay_small_and_say_what_they_leave_out():
+    figure = geometry_figures.by_group(geometry_of(9))
+    assert drawn(figure.axes[0]).shape == (2, geometry_figures.PAIRS)
+    assert "28 of 36 pairs" in figure.get_suptitle() and figure.get_figwidth() < 24
+    assert geometry_figures.similarity(geometry_of(20)).get_figheight() < 7
+
+
+# --- mergeability
+
+
+def test_what_no_rule_can_be_judged_by_has_no_drawing(monkeypatch):
+    found = analyse(planted(units=1, networks=("Net",)))
+    monkeypatch.setattr(mergeability_page, "ROWS", 2)
+    drawings = mergeability_page.draw(replace(found, verdicts=()))
+    assert set(drawings) == {"predictors", "correlations"}
+    assert "tasks first, the first 2 of " in drawings["correlations"].caption
+    assert mergeability_page.draw(replace(found, verdicts=(), related=())) == {}
+
+
+def test_an_interval_that_is_not_known_is_left_out():
+    found = analyse(planted(units=1, networks=("Net",)))  # one unit: nothing to draw anew
+    grid = mergeability_page.related_grid(found, "average")
+    assert grid.rows and {cell.note for _, cells in grid.rows for cell in cells} == {""}

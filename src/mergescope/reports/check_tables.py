@@ -12,7 +12,7 @@ from rich.text import Text
 
 from mergescope.errors import printable
 from mergescope.merging.findings import QUALITY, Report
-from mergescope.reports.geometry_figures import short_layers
+from mergescope.reports.geometry_figures import moved, short_layers
 from mergescope.reports.style import shorten
 from mergescope.weights.geometry import Geometry, Scope
 
@@ -121,7 +121,7 @@ def regime_table(found: Mapping[str, Geometry]) -> Group:
         found: label of a regime to the geometry of its models.
 
     Returns:
-        Title and table: means over models, and over pairs of models.
+        Title and table: means over models, and over pairs of models that both differ from the base.
     """
     first = next(iter(found.values()))
     table = _table()
@@ -129,7 +129,7 @@ def regime_table(found: Mapping[str, Geometry]) -> Group:
         table.add_column(column, justify="left" if column == "regime" else "right")
     for label, geometry in found.items():
         total, count = geometry.total, len(geometry.models)
-        pairs = [(i, j) for i in range(count) for j in range(i)]
+        pairs = [(i, j) for i in range(count) for j in range(i) if moved(total, i, j)]
         cosines = [float(total.cosines[i, j]) for i, j in pairs]
         conflicts = [float(total.conflicts[i, j]) for i, j in pairs]
         said = ["", "", "", ""]

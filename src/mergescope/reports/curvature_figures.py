@@ -21,7 +21,8 @@ def eigenvalue_figure(found: Curved) -> Figure:
         found: what was measured.
 
     Returns:
-        A line a data set: the base, its fine-tune, and the points of its pairs.
+        A line a data set: the base, its fine-tune, and the points of its pairs. The axis is logarithmic, so those
+        that are not positive have no mark.
     """
     kinds = ("at pairs’ points", "at the fine-tune", "at the base")
     with styled():
@@ -48,11 +49,12 @@ def eigenvalue_figure(found: Curved) -> Figure:
         return settle(figure)
 
 
-def bound_figure(found: Curved) -> Figure:
+def bound_figure(found: Curved, term: str) -> Figure:
     """Draw the gap of every pair against its bound, and against the exact second-order term.
 
     Args:
         found: what was measured.
+        term: where the exact term is taken, in words.
 
     Returns:
         Two panels of absolute values; hollow marks have a term of the other sign.
@@ -63,7 +65,7 @@ def bound_figure(found: Curved) -> Figure:
         gaps = [abs(side.gap.mean) for side in found.sides]
         entry = look(0)
         for axes, name, title in (
-            (left, "bound", "bound a(1−a)/2 λ |d|²"), (right, "exact term", "|exact term|, from the base"),
+            (left, "bound", "bound a(1−a)/2 λ |d|²"), (right, "exact term", f"|exact term|, from {term}"),
         ):  # fmt: skip
             values = [abs(side.found[name]) for side in found.sides]
             for side, x, y in zip(found.sides, values, gaps, strict=True):
@@ -89,11 +91,12 @@ def bound_figure(found: Curved) -> Figure:
         return settle(figure)
 
 
-def along_figure(found: Curved) -> Figure:
+def along_figure(found: Curved, same: bool) -> Figure:
     """Draw how much of the largest curvature there is along task vectors and merge directions.
 
     Args:
         found: what was measured.
+        same: whether a pair's curvature is taken where its λ is: only then is 1 the most that there can be.
 
     Returns:
         A line a data set: its own task vector, and the directions between its pairs.
@@ -119,7 +122,8 @@ def along_figure(found: Curved) -> Figure:
         low, high = axes.get_xlim()
         room = 0.06 * (high - low)
         axes.set_xlim(low - room, high + room)
-        axes.set_xlabel("curvature along the direction, as a share of λ (1: the bound is tight)")
+        tight = " (1: the bound is tight)" if same else ""
+        axes.set_xlabel(f"curvature along the direction, as a share of λ{tight}")
         legend(
             figure, [("along its task vector", mark(look(1))), ("along differences of pairs", mark(look(2)))]
         )

@@ -37,26 +37,29 @@ def curvature_page(stored: Stored) -> Shown:
         StudyError: something is missing.
     """  # noqa: DOC502 (raised by what this calls)
     found = stored_curvature(stored)
-    where, alpha = AT[stored.setting("at")], stored.setting("alpha")
+    at, term, alpha = (stored.setting(name) for name in ("at", "term", "alpha"))
+    where, place = AT[at], AT[term]
+    lost = sum(not row.mean > 0 for row in found.eigenvalues)
     drawings = {
         "eigenvalues": Drawing(
             eigenvalue_figure(found),
             "largest eigenvalue of the Hessian at the base, at fine-tunes and between them, by data set",
             "A line a data set, whose mean loss it is. How much higher λ is at one place than at another is how little "
-            "one number says of the loss in between.",
+            "one number says of the loss in between."
+            + (f" {lost} of {len(found.eigenvalues)} are not positive and have no mark." if lost else ""),
         ),
         "bound": Drawing(
-            bound_figure(found),
+            bound_figure(found, place),
             "gap of the loss against its bound and against the exact second-order term",
             f"Theorem 5.1 with λ at {where}. Left of the line, the gap is above what bounds it. On the right, the same "
-            "gaps against the exact term, which replaces λ |d|² by dᵀHd at "
-            f"{'the base' if stored.setting('term') == 'base' else 'the merged point'}.",
+            f"gaps against the exact term, which replaces λ |d|² by dᵀHd at {place}.",
         ),
         "along": Drawing(
-            along_figure(found),
+            along_figure(found, at == term),
             "curvature along task vectors and merge directions as a share of the largest",
-            "At the base. The bound takes every direction for the most curved one: the nearer marks are to 0, the "
-            "looser it is.",
+            f"Task vectors: τᵀHτ and λ at the base. Differences of pairs: dᵀHd at {place}, λ at {where}. The bound "
+            "takes every direction for the most curved one: the nearer marks are to 0, the looser it is."
+            + ("" if at == term else " Marks of pairs can be above 1, as two places differ in curvature."),
         ),
     }
     if found.lines:
@@ -75,6 +78,8 @@ def curvature_page(stored: Stored) -> Shown:
         _grids(found),
         ["largest eigenvalue λ", "gap of the loss", "bound", "exact term", "task vector"],
         caveat=found.held < len(found.sides) or bool(found.unsure),
+        small="Small numbers: of gaps, 95 % bootstrap interval over samples; of eigenvalues, the residual of Lanczos’ "
+        "iteration. Intervals of R² are over pairs.",
     )  # fmt: skip
 
 
@@ -137,8 +142,9 @@ def _grids(found: Curved) -> list[Grid]:
         for side in found.sides
     )
     tops = tuple(
-        (name, (_ends(found.base[name]), *(_ends(row) for row in list(found.tuned[name].values())[:1])))
-        for name in found.data
+        (f"{task} on {data}" if task != data else task, (_ends(found.base[data]), _ends(row)))
+        for data in found.data
+        for task, row in found.tuned[data].items()
     )
     along = tuple(
         (
@@ -151,8 +157,9 @@ def _grids(found: Curved) -> list[Grid]:
         for (task, data), values in found.along.items()
     )
     grids = [Grid("Theorem 5.1", ("pair", "gap", "exact term", "λ", "|d|²", "bound", "holds"), sides)]
-    if all(len(cells) == 2 for _, cells in tops):
-        grids.append(Grid("Largest eigenvalues, with residuals", ("data", "base", "fine-tune"), tops))
+    if tops:
+        places = ("fine-tune", "at the base", "at the fine-tune")
+        grids.append(Grid("Largest eigenvalues, with residuals", places, tops))
     heads = ("task vector", "τᵀHτ at the base", "|τ|²", "λ |τ|²", "share")
     return [*grids, Grid("Curvature along task vectors", heads, along)]
 

@@ -70,6 +70,12 @@ class Curved:
     lines: Mapping[tuple[str, str], Row]
 
     @property
+    def eigenvalues(self) -> list[Row]:
+        """All of them: at the base, at fine-tunes, and at pairs' points."""
+        others = [*self.tuned.values(), *self.pairs.values()]
+        return [*self.base.values(), *(row for rows in others for row in rows.values())]
+
+    @property
     def held(self) -> int:
         """Cases in which the bound holds."""
         return sum(side.found["bound holds"] == 1 for side in self.sides)

@@ -63,6 +63,7 @@ def equations_page(stored: Stored) -> Shown:
         [_grid(kind, layers) for kind, layers in kinds.items()],
         ["cos, coef"],
         caveat=len(held) < len(kinds),
+        small="Small numbers: smallest to largest of the tests.",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,10 +13,18 @@ from mergescope.reports.heat import around_middle, number_cells
 from mergescope.reports.style import FAINT, MUTED, WIDTH, look, new_figure, render, settle, shorten, styled
 from mergescope.weights.files import atomic_file
 from mergescope.weights.geometry import Geometry
+from mergescope.weights.sums import Sums
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+NAMES = ("distances", "similarity", "similarity-by-group", "regimes")
+"""Files of these figures, without suffix."""
+
+PAIRS = 28
+"""Pairs in the figure by block and kind of module at most."""
 
 _NUMBERED_CELLS = 144
 """A heat map with more cells than this shows no numbers in them."""
@@ -29,14 +37,15 @@ def similarity(found: Geometry) -> Figure:
         found: from [`geometry`][mergescope.weights.geometry.geometry], of two models or more.
 
     Returns:
-        Two heat maps side by side; the diagonal, which says nothing, is left empty.
+        Two heat maps side by side; grey is what says nothing: the diagonal, and a model that equals the base.
     """
     names = [shorten(name, 18) for name in found.models]
-    cosines, conflicts = (
-        off_diagonal(values.numpy()) for values in (found.total.cosines, found.total.conflicts)
-    )
+    total = found.total
+    cosines, conflicts = (_of_moved(total, values) for values in (total.cosines, total.conflicts))
     with styled():
-        figure = new_figure(WIDTH, max(3.2, 1.6 + 0.42 * len(names)))
+        # Of more models there are no numbers in the cells, which can be as low as it takes.
+        rows = min(len(names), math.isqrt(_NUMBERED_CELLS))
+        figure = new_figure(WIDTH, max(3.2, 1.6 + 0.42 * rows))
         left, right = figure.subplots(1, 2)
         _heat_map(figure, left, cosines, names, names, "cosine of task vectors", _COSINE)
         _heat_map(figure, right, conflicts, names, names, "opposite signs where both changed", _CONFLICT)
@@ -50,15 +59,23 @@ def by_group(found: Geometry) -> Figure:
         found: of two models or more.
 
     Returns:
-        Two rows (blocks, kinds) of two heat maps, with a column for each pair.
+        Two rows (blocks, kinds) of two heat maps, with a column for each pair; of many pairs, for those whose task
+        vectors are least orthogonal, which the title says.
     """
-    pairs = [(i, j) for i in range(len(found.models)) for j in range(i)]
+    every = [(i, j) for i in range(len(found.models)) for j in range(i)]
+    cosines = found.total.cosines
+    pairs = every
+    if len(every) > PAIRS:
+        pairs = sorted(every, key=lambda pair: -abs(float(cosines[pair])))[:PAIRS]
     join = "\n+ " if len(pairs) <= 3 else " + "
     labels = [f"{shorten(found.models[j], 14)}{join}{shorten(found.models[i], 14)}" for i, j in pairs]
     groups = [found.groups("layer"), found.groups("kind")]
     with styled():
         heights = [max(1.2, 0.24 * len(group)) for group in groups]
         figure = new_figure(max(WIDTH, 3.5 + 0.7 * len(pairs)), 2.2 + sum(heights))
+        if len(every) > PAIRS:
+            said = f"The {PAIRS} of {len(every):,} pairs whose cosine is furthest from 0, these first"
+            figure.suptitle(said, fontsize=9.5)
         grid = figure.subplots(2, 2, height_ratios=heights, squeeze=False)
         for axes_row, group, what in zip(grid, groups, ("block", "kind of module"), strict=True):
             columns = labels if group is groups[-1] else [""] * len(labels)  # once, below both
@@ -68,10 +85,7 @@ def by_group(found: Geometry) -> Figure:
                 (axes_row[1], "conflicts", "opposite signs", _CONFLICT),
             ):
                 values = np.array([
-                    [
-                        float(getattr(sums, measure)[i, j]) if _moved(sums, i, j) else math.nan
-                        for i, j in pairs
-                    ]
+                    [float(getattr(sums, measure)[i, j]) if moved(sums, i, j) else math.nan for i, j in pairs]
                     for sums in group.values()
                 ])
                 _heat_map(figure, axes, values, rows, columns, f"{title}, by {what}", scale)
@@ -124,12 +138,15 @@ def by_regime(found: Mapping[str, Geometry]) -> Figure:
         found: label of a regime to the geometry of its models, two or more.
 
     Returns:
-        A heat map a regime; last, the mean cosine of all pairs in each block.
+        A heat map a regime; last, the mean cosine of all pairs in each block. Models that equal the base have none:
+        they are grey, and take no part in means.
     """
     columns = min(4, len(found) + 1)
     lines = math.ceil((len(found) + 1) / columns)
-    matrices = {label: off_diagonal(geometry.total.cosines.numpy()) for label, geometry in found.items()}
-    most = max(float(np.nanmax(np.abs(values))) for values in matrices.values())
+    totals = {label: geometry.total for label, geometry in found.items()}
+    matrices = {label: _of_moved(total, total.cosines) for label, total in totals.items()}
+    known = np.concatenate([values[np.isfinite(values)] for values in matrices.values()])
+    most = float(np.abs(known).max(initial=0.0))
     scale = (_COSINE[0], _COSINE[1], min(1.0, max(0.1, math.ceil(most * 20) / 20)), _COSINE[3])
     with styled():
         figure = new_figure(WIDTH * max(1.0, columns / 3), 0.6 + 2.9 * lines)
@@ -138,8 +155,8 @@ def by_regime(found: Mapping[str, Geometry]) -> Figure:
             axes.axis("off")
         for axes, (label, geometry) in zip(panels.flat, found.items(), strict=False):
             names = [shorten(name, 12) for name in geometry.models]
-            mean = np.nanmean(matrices[label])
-            title = f"{shorten(label, 20)}: mean {mean:.3f}"
+            mean = _mean(matrices[label])
+            title = shorten(label, 20) + (f": mean {mean:.3f}" if math.isfinite(mean) else "")
             _heat_map(figure, axes, matrices[label], names, names, title, scale, fixed=True)
             axes.tick_params(axis="x", labelrotation=90)
         last = panels.flat[len(found)]
@@ -148,10 +165,7 @@ def by_regime(found: Mapping[str, Geometry]) -> Figure:
             # The blocks: what is around them is alike in all tasks (a final norm), and would press them flat.
             every = geometry.groups("layer")
             group = {name: sums for name, sums in every.items() if "." in name} or every
-            means = [
-                float(np.nanmean(off_diagonal(sums.cosines.numpy()))) if all(sums.norms) else math.nan
-                for sums in group.values()
-            ]
+            means = [_mean(_of_moved(sums, sums.cosines)) for sums in group.values()]
             entry = look(place)
             last.plot(
                 range(len(means)), means, color=entry.colour, marker=entry.marker, ls=entry.line, ms=4, lw=1.3,
@@ -257,8 +271,32 @@ def short_layers(layers: Sequence[str]) -> list[str]:
     return labels
 
 
-def _moved(sums: Any, i: int, j: int) -> bool:
+def moved(sums: Sums, i: int, j: int) -> bool:
+    """Whether two models differ from the base: only then do their task vectors have an angle.
+
+    Args:
+        sums: of the whole model or a part of it.
+        i: index of a model.
+        j: index of another.
+
+    Returns:
+        True if both do.
+    """
     return bool(sums.changed[i, i] and sums.changed[j, j])
+
+
+def _of_moved(sums: Sums, values: torch.Tensor) -> np.ndarray:
+    # NaN for pairs with a model that equals the base, whose task vector has no direction.
+    found = off_diagonal(values.numpy())
+    still = sums.changed.diagonal().numpy() == 0
+    found[still] = np.nan
+    found[:, still] = np.nan
+    return found
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else math.nan
 
 
 _COSINE = ("RdBu_r", 0.0, 1.0, "{:.2f}")

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 REPORT = "report.html"
 
+SUFFIXES = (".svg", ".png", ".csv")
+"""Of the files in ``figures/``."""
+
 _LEFT_OUT: ContextVar[bool] = ContextVar("whether reports are left out", default=False)
 
 
@@ -39,6 +42,15 @@ def without_reports() -> Iterator[None]:
         yield
     finally:
         _LEFT_OUT.reset(token)
+
+
+def reports_left_out() -> bool:
+    """Whether [`without_reports`][] holds.
+
+    Returns:
+        True or False.
+    """
+    return _LEFT_OUT.get()
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,8 @@ MAKERS: dict[str, Callable[[Path, Mapping[str, Any]], Parts]] = {
 def build_report(run_dir: str | Path) -> Path:
     """Write ``figures/*.svg``, ``figures/*.png``, ``figures/*.csv`` and ``report.html`` of a finished run.
 
+    Figures that an earlier report left there and this one doesn't have are removed.
+
     Args:
         run_dir: run directory of a study or a measurement.
 
@@ -113,7 +127,7 @@ def build_report(run_dir: str | Path) -> Path:
             nothing is written.
     """  # noqa: DOC502 (raised by what this calls)
     path = Path(run_dir)
-    if _LEFT_OUT.get():
+    if reports_left_out():
         return path / REPORT
     about = read_about(path)
     parts = parts_of(path)
@@ -121,17 +135,33 @@ def build_report(run_dir: str | Path) -> Path:
     page = _page(
         parts, about, {name: inline_svg(content.decode(), name) for name, content in vectors.items()}
     )
+    files: dict[str, bytes] = {}
     for name, figure in parts.figures.items():
-        for suffix, content in (("svg", vectors[name]), ("png", render(figure, "png"))):
-            with atomic_file(path / "figures" / f"{name}.{suffix}") as temporary:
-                temporary.write_bytes(content)
-    for name, lines in parts.tables.items():
-        with atomic_file(path / "figures" / f"{name}.csv") as temporary:
-            temporary.write_text(as_csv(lines), encoding="utf-8")
+        files |= {f"{name}.svg": vectors[name], f"{name}.png": render(figure, "png")}
+    files |= {f"{name}.csv": as_csv(lines).encode() for name, lines in parts.tables.items()}
+    for file, content in files.items():
+        with atomic_file(path / "figures" / file) as temporary:
+            temporary.write_bytes(content)
     report = path / REPORT
     with atomic_file(report) as temporary:
         temporary.write_text(page, encoding="utf-8")
+    clear_figures(path / "figures", files)
     return report
+
+
+def clear_figures(folder: Path, made: Collection[str]) -> None:
+    """Remove the figures that an earlier report left and this one doesn't have.
+
+    Args:
+        folder: of figures; there may be none.
+        made: names of this report's files. What else lies there and no report writes stays, as do the figures of
+            ``mergescope geometry``, which may have been told the same directory.
+    """
+    from mergescope.reports.geometry_figures import NAMES
+
+    for file in sorted(folder.glob("[!.]*")):  # hidden ones are being written
+        if file.suffix in SUFFIXES and file.name not in made and file.stem not in NAMES:
+            file.unlink(missing_ok=True)
 
 
 def parts_of(path: Path) -> Parts:

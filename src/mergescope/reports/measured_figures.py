@@ -33,6 +33,9 @@ from mergescope.reports.tables import number
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MOST_ROWS = 40
+"""Pairs in the maps by layer."""
+
 _NUMBERED_LAYERS = 10
 _SMALLEST = 1e-7
 _ADDED, _ALONE = WARM, FAINT
@@ -45,12 +48,15 @@ def by_layer(found: Measured) -> Figure:
         found: the measurement.
 
     Returns:
-        Two maps with the same rows; cells without a value are grey.
+        Two maps with the same rows, of many pairs the least linear ones; cells without a value are grey.
     """
     import matplotlib
     from matplotlib.colors import FuncNorm, Normalize
 
     pairs = found.pairs
+    if len(pairs) > MOST_ROWS:
+        chosen = found.least_linear(pairs, MOST_ROWS)
+        pairs = [pair for kind in found.kinds for pair in chosen if pair.kind == kind]
     cos, coef = (
         np.array([[found.mean(pair, measure, layer) for layer in found.layers] for pair in pairs])
         for measure in ("cos", "coef")

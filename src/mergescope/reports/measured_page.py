@@ -144,6 +144,7 @@ def _content(found: Measured, provenance: Mapping[str, Any]) -> dict[str, Any]:
         "cos_holds": COS_HOLDS,
         "coef_holds": COEF_HOLDS,
         "most_rows": measured_main.MOST_ROWS,
+        "most_lines": measured_figures.MOST_ROWS,
         "most_pairs": depth.MOST_PAIRS,
         "verdict_grids": [verdict_grid(found, kind) for kind in found.kinds],
         "layer_grids": [(pair, layer_grid(found, pair)) for pair in found.pairs],

@@ -35,7 +35,7 @@ def scatter(found: Analysis, related: Sequence[Related]) -> Figure:
 
     Args:
         found: the analysis.
-        related: the predictors.
+        related: the predictors; one or more.
 
     Returns:
         The figure.
@@ -62,7 +62,7 @@ def correlations(related: Sequence[Related]) -> Figure:
     """Spearman's correlation of predictors with the average's normalised accuracy: over all, and within regimes.
 
     Args:
-        related: the predictors, from top to bottom.
+        related: the predictors, from top to bottom; one or more.
 
     Returns:
         The figure.
@@ -104,7 +104,7 @@ def predictions(found: Analysis, verdicts: Sequence[Verdict]) -> Figure:
 
     Args:
         found: the analysis.
-        verdicts: of the average.
+        verdicts: of the average; one or more.
 
     Returns:
         The figure.

@@ -13,7 +13,7 @@ from mergescope.protocols.mergeability.told import findings, headline
 from mergescope.reports.html import Parts
 from mergescope.reports.mergeability_figures import PANELS, ROWS, correlations, predictions, scatter
 from mergescope.reports.protocol_view import Drawing
-from mergescope.reports.tables import Cell, Grid, number
+from mergescope.reports.tables import Cell, Grid, interval, number
 from mergescope.studies.mergeable_results import read_cases
 
 TERMS = (
@@ -66,10 +66,11 @@ def mergeability_page(path: Path, about: Mapping[str, Any]) -> Parts:
     """  # noqa: DOC502 (raised by what this calls)
     found = analyse(read_cases(path), seed=int(about["config"]["settings"]["seed"]))
     drawings = draw(found)
+    grids = [rules_grid(found), *(related_grid(found, outcome) for outcome in found.tables)]
     content = {
         "title": "Does anything known before a merge tell how good it will be?",
         "headline": headline(found), "findings": findings(found), "drawings": drawings,
-        "grids": [rules_grid(found), *(related_grid(found, outcome) for outcome in found.tables)], "terms": TERMS,
+        "grids": [grid for grid in grids if grid.rows], "terms": TERMS,
         "families": about["config"]["families"], "notes": about["provenance"].get("notes") or [],
         "better": any(it.beats for it in found.verdicts if it.outcome == "average"),
     }  # fmt: skip
@@ -77,7 +78,7 @@ def mergeability_page(path: Path, about: Mapping[str, Any]) -> Parts:
 
 
 def draw(found: Analysis) -> dict[str, Drawing]:
-    """All figures.
+    """All figures that there is something to draw in.
 
     Args:
         found: the analysis.
@@ -86,26 +87,33 @@ def draw(found: Analysis) -> dict[str, Drawing]:
         File name without suffix to figure.
     """
     ranked = [it for it in found.of("average") if it.predictor != "models"]
+    drawn, single = _drawn(ranked), _single(ranked)
     verdicts = [it for it in found.verdicts if it.outcome == "average"]
-    return {
-        "predictors": Drawing(
-            scatter(found, _drawn(ranked)),
+    drawings: dict[str, Drawing] = {}
+    if drawn:
+        drawings["predictors"] = Drawing(
+            scatter(found, drawn),
             "Normalised accuracy of the average against figures known before the merge",
             "Every mark is a pair (small) or a larger group of models that was averaged. Lines: the rule fitted on all "
             "cases, for the number of models at its end. The figures with the smallest errors on left-out tasks, one "
             "of each kind of knowledge.",
-        ),
-        "correlations": Drawing(
-            correlations(_single(ranked)[:ROWS]), "Spearman's correlation of each figure with the outcome",
-            "The figures with the smallest errors on left-out tasks first. Over all cases a figure may tell regimes "
-            "and numbers of models apart; within regimes it has to tell pairs of the same regime apart.",
-        ),
-        "held-out": Drawing(
-            predictions(found, verdicts), "Held-out predictions against the truth",
+        )
+    if single:
+        cut = f", the first {ROWS} of {len(single)}" if len(single) > ROWS else ""
+        drawings["correlations"] = Drawing(
+            correlations(single[:ROWS]),
+            "Spearman's correlation of each figure with the outcome",
+            f"The figures with the smallest errors on left-out tasks first{cut}. Over all cases a figure may tell "
+            "regimes and numbers of models apart; within regimes it has to tell pairs of the same regime apart.",
+        )
+    if verdicts:
+        drawings["held-out"] = Drawing(
+            predictions(found, verdicts),
+            "Held-out predictions against the truth",
             "Each case is predicted by rules that saw none of the cases with one of its tasks, the figure chosen anew "
             "without them. On the line, predictions are right.",
-        ),
-    }  # fmt: skip
+        )
+    return drawings
 
 
 def rules_grid(found: Analysis) -> Grid:
@@ -161,7 +169,7 @@ def _rule_cells(it: Verdict) -> tuple[Cell, ...]:
 
 
 def _cell(it: Number) -> Cell:
-    return Cell(number(it.value, 2), f"{number(it.low, 2)} to {number(it.high, 2)}")
+    return Cell(number(it.value, 2), interval(it.low, it.high))
 
 
 def _drawn(ranked: Sequence[Related]) -> list[Related]:

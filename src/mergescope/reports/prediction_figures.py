@@ -95,9 +95,11 @@ def by_layer(found: Predicted) -> Figure:
         found: what was predicted, and perhaps measured.
 
     Returns:
-        The panels: means over tests, with bars from the smallest to the largest.
+        The panels: means over tests, with bars from the smallest to the largest; gaps of zero at the bottom.
     """
     labels = short_layers(found.layers)
+    # A logarithmic axis has no zero: it is drawn below all other gaps.
+    floor = min((gap for _, pair in _flat(found) for gap in pair if gap > 0), default=1.0) / 2
     with styled():
         figure = new_figure(WIDTH, 3.1)
         grid = figure.subplots(1, len(found.kinds), squeeze=False, sharey=True)[0]
@@ -109,13 +111,16 @@ def by_layer(found: Predicted) -> Figure:
                     values = [
                         pair[side] for (of, _, _, at), pair in _flat(found) if of == kind and at == layer
                     ]
-                    live = [value for value in values if math.isfinite(value) and value > 0]
+                    live = [value for value in values if math.isfinite(value)]
                     if not live:
                         continue
                     x = place + (side - 0.5) * (0.24 if found.measured else 0)
-                    shown += live
-                    axes.plot([x, x], [min(live), max(live)], color=entry.colour, lw=1.4, zorder=3)
-                    axes.plot([x], [np.mean(live)], color=entry.colour, marker=entry.marker, mec=INK, mew=0.5, ms=5.5,
+                    low, middle, high = (
+                        max(value, floor) for value in (min(live), float(np.mean(live)), max(live))
+                    )
+                    shown += [low, high]
+                    axes.plot([x, x], [low, high], color=entry.colour, lw=1.4, zorder=3)
+                    axes.plot([x], [middle], color=entry.colour, marker=entry.marker, mec=INK, mew=0.5, ms=5.5,
                               ls="none", zorder=4)  # fmt: skip
             axes.set_title(KINDS[kind])
             axes.set_xticks(range(len(labels)), labels)

@@ -54,16 +54,17 @@ def prediction_page(stored: Stored) -> Shown:
         drawings["agreement"] = Drawing(
             against_measured(found),
             "measured gap of every test against the predicted one, by layer",
-            "A mark a test and data set, a panel a layer. On the line, the prediction is right; slope and R² are over "
+            "A mark a test, a panel a layer. On the line, the prediction is right; slope and R² are over "
             f"all samples and tests.{more}",
         )
     drawings["layers"] = Drawing(
         by_layer(found),
         "gap by layer, predicted" + (" beside measured" if found.measured else ""),
         "The gap is the distance between the merged model’s features and the combined features of its parts, relative "
-        "to the latter. Logarithmic.",
+        "to the latter. Logarithmic." + (" Gaps of 0 are drawn at the bottom." if _zeros(found) else ""),
     )
     if found.measured:
+        kinked = _kinked(found)
         drawings["third-order"] = Drawing(
             third_order(found),
             "error of the predicted gap, and the coefficient at which the third order takes over, by layer",
@@ -71,8 +72,8 @@ def prediction_page(stored: Stored) -> Shown:
             "task vector the second order is the larger part of what is not linear; above 1 (dotted), whole task "
             "vectors are short enough to be predicted."
             + (
-                " Layers without a mark: kinks (ReLU) outweigh the second order, however short task vectors are."
-                if any(rows["takes over"].mean == 0 for rows in found.agreement.values())
+                f" No mark at {listed(kinked)}: kinks (ReLU) outweigh the second order, however short task vectors are."
+                if kinked
                 else ""
             ),
         )
@@ -115,6 +116,14 @@ def prediction_page(stored: Stored) -> Shown:
     )  # fmt: skip
 
 
+def _zeros(found: Predicted) -> bool:
+    return any(gap == 0 for said in found.gaps.values() for pair in said.values() for gap in pair)
+
+
+def _kinked(found: Predicted) -> list[str]:
+    return [layer for layer in found.evidence if found.agreement[layer]["takes over"].mean == 0]
+
+
 def _reach(found: Predicted) -> float:
     return spread([found.agreement[layer]["takes over"].mean for layer in found.evidence])[0]
 
@@ -145,7 +154,7 @@ def _sentences(
     if found.measured and found.evidence:
         reach = {layer: found.agreement[layer]["takes over"].mean for layer in found.evidence}
         first = min(reach, key=lambda layer: reach[layer] if math.isfinite(reach[layer]) else math.inf)
-        never = [layer for layer, value in reach.items() if value == 0]
+        never = _kinked(found)
         enough = (
             "so whole task vectors are out of its reach there"
             if reach[first] < FAR

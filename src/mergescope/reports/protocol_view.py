@@ -249,6 +249,7 @@ class Shown:
         grids: tables.
         terms: what is defined, names of [`TERMS`][mergescope.reports.protocol_words.TERMS].
         caveat: whether something keeps the answer from being final, such as a grid's end.
+        small: what small numbers in the tables are; empty if there are none.
     """
 
     title: str
@@ -259,3 +260,4 @@ class Shown:
     grids: Sequence[Grid]
     terms: Sequence[str]
     caveat: bool = False
+    small: str = "Small numbers: 95 % bootstrap interval over samples."

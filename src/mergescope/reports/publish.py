@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mergescope.errors import StudyError, did_you_mean
-from mergescope.reports.html import as_csv, has_claims, read_about
+from mergescope.plain import plain
+from mergescope.reports.html import as_csv, clear_figures, has_claims, read_about
 from mergescope.reports.style import render
 from mergescope.reports.sweep_page import PAGES, Judged, headline, judged
-from mergescope.reports.tables import Grid, number
+from mergescope.reports.tables import Grid, significant
 from mergescope.studies.papers.spec import paper_studies
 from mergescope.studies.registry import find_study
 from mergescope.weights.files import atomic_file
@@ -45,20 +47,23 @@ def publish(run_dir: Path, out: Path, name: str | None = None) -> Path:
     found, name = judged(run_dir, about), name or study
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, bytes] = {}
     for figure, drawing in found.page.drawings.items():
-        contents = {"svg": render(drawing.figure, "svg")}
+        files[f"{figure}.svg"] = render(drawing.figure, "svg")
         if drawing.table:
-            contents["csv"] = as_csv(drawing.table).encode()
-        for suffix, content in contents.items():
-            with atomic_file(folder / f"{figure}.{suffix}") as temporary:
-                temporary.write_bytes(content)
+            files[f"{figure}.csv"] = as_csv(drawing.table).encode()
+    for file, content in files.items():
+        with atomic_file(folder / file) as temporary:
+            temporary.write_bytes(content)
     page = out / f"{name}.md"
     with atomic_file(page) as temporary:
         temporary.write_text(_page(name, about, found), encoding="utf-8")
     with atomic_file(out / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(_data(name, about, found), indent=1) + "\n", encoding="utf-8")
+        said = json.dumps(plain(_data(name, about, found)), indent=1, allow_nan=False)
+        temporary.write_text(said + "\n", encoding="utf-8")
     with atomic_file(out / INDEX) as temporary:
         temporary.write_text(_index(out), encoding="utf-8")
+    clear_figures(folder, files)
     return page
 
 
@@ -83,11 +88,11 @@ def differences(run_dir: Path, out: Path, name: str | None = None) -> list[str]:
     if not path.is_file():
         raise StudyError(f"There is no {path} to compare with. Publish the study first: leave --check out.")
     old = {
-        (claim["of"], claim["says"]): claim
+        (claim["of"], claim["says"]): _read(claim)
         for claim in json.loads(path.read_text(encoding="utf-8"))["claims"]
     }
     new = {
-        (group, claim.says): vars(claim)
+        (group, claim.says): _read(plain(vars(claim)))
         for group, claims in judged(run_dir, about).claims.items()
         for claim in claims
     }
@@ -221,7 +226,7 @@ def _index(out: Path) -> str:
         if not isinstance(said, dict) or not {"claims", "study", "command"} <= said.keys():
             continue  # other results
         counts = _counts([claim["verdict"] for claim in said["claims"]])
-        first = said["claims"][0]
+        first = _read(said["claims"][0])
         cells = (
             f"[{said['name']}]({said['name']}.md): {_cell(said['title'])}", said["source"], _cell(first["says"]),
             _cell(first["reference"]), _cell(first.get("here") or _value(first)), first["verdict"],
@@ -231,8 +236,14 @@ def _index(out: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _read(claim: Mapping[str, Any]) -> dict[str, Any]:
+    # JSON has neither NaN nor infinite numbers: an end that is missing is unbounded.
+    missing = {"value": math.nan, "low": -math.inf, "high": math.inf}
+    return {**claim, **{name: value for name, value in missing.items() if claim[name] is None}}
+
+
 def _value(claim: Mapping[str, Any]) -> str:
-    return f"{number(claim['value'])} [{number(claim['low'])}, {number(claim['high'])}]"
+    return f"{significant(claim['value'])} [{significant(claim['low'])}, {significant(claim['high'])}]"
 
 
 def _counts(verdicts: Sequence[str]) -> list[int]:

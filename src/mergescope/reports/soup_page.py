@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from mergescope.protocols.soup_results import LAYER_MEASURES
 from mergescope.reports.protocol_figures import Line, ranking
 from mergescope.reports.protocol_view import Drawing, Shown, Stored
@@ -132,7 +134,10 @@ def subsets_page(stored: Stored) -> Shown:
             if name not in measures:
                 raise stored.lacks(f"{name} at {layer!r}")
     correlations = [
-        row for name in ("pearson", "spearman") for row in stored.of(kind=AVERAGING, measure=name)
+        row
+        for name in ("pearson", "spearman")
+        for row in stored.of(kind=AVERAGING, measure=name)
+        if math.isfinite(row.mean)  # NaN where accuracies do not vary
     ]
     size = int(subsets[0][0].parameter)
     drawings = {
@@ -181,6 +186,7 @@ def subsets_page(stored: Stored) -> Shown:
             ),
         ],
         ["averaged weights, averaged logits", "ensemble", "cos, coef"],
+        small="Small numbers: 95 % bootstrap interval; of correlations and layers over subsets, else over samples.",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,8 +35,13 @@ STRONG = _COLOURS[3]
 
 _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
 
+FONTS = (
+    "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans", "WenQuanYi Zen Hei",
+    "PingFang SC", "Microsoft YaHei", "Arial Unicode MS",
+)  # fmt: skip
+"""The first one comes with matplotlib; of the others, those that are installed draw what it lacks (Chinese names)."""
+
 _RC: Any = {
-    "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -118,11 +124,21 @@ def styled() -> Iterator[None]:
         Nothing; the settings hold inside the block.
     """
     import matplotlib
+    from matplotlib.font_manager import fontManager
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_RC)
-        yield
+    installed = {font.name for font in fontManager.ttflist}
+    # It warns of each font that has no bold letters.
+    logger = logging.getLogger("matplotlib.font_manager")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(_RC)
+            matplotlib.rcParams["font.family"] = [name for name in FONTS if name in installed]
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -172,11 +188,13 @@ def settle(figure: Figure) -> Figure:
     with styled():
         figure.set_layout_engine()
     for axes in figure.axes:
-        step = 1
-        while _crowded(axes) and step < 64:
-            step *= 2
-            for i, label in enumerate(axes.get_xticklabels()):
-                label.set_visible(i % step == 0)
+        for side, too_close in (("x", _crowded), ("y", _touching)):
+            labels = getattr(axes, f"get_{side}ticklabels")()  # all: those that are hidden are no more listed
+            step = 1
+            while too_close(axes) and step < 64:
+                step *= 2
+                for i, label in enumerate(labels):
+                    label.set_visible(i % step == 0)
     return figure
 
 
@@ -201,6 +219,14 @@ def _crowded(axes: Any) -> bool:
         if free < 14:
             return True
     return False
+
+
+def _touching(axes: Any) -> bool:
+    # Labels of the y axis. A line is a little higher than its letters.
+    renderer = axes.figure.canvas.get_renderer()
+    labels = (label for label in axes.get_yticklabels() if label.get_visible() and label.get_text())
+    boxes = sorted((label.get_window_extent(renderer) for label in labels), key=lambda box: float(box.y0))
+    return any(upper.y0 < lower.y1 - 1.5 for lower, upper in zip(boxes, boxes[1:], strict=False))
 
 
 def shorten(text: str, length: int = 22) -> str:

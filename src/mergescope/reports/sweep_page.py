@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from mergescope.errors import StudyError
 from mergescope.reports.html import Parts
 from mergescope.reports.protocol_view import AGAIN, Drawing
 from mergescope.reports.sweep_figures import along_sweeps
-from mergescope.reports.tables import Cell, Grid, number
+from mergescope.reports.tables import Cell, Grid, number, significant
 from mergescope.reports.theorem_figures import gaps_against
 from mergescope.studies.claims import FAILS, HOLDS, KIND, OPEN, Claim, claim_of
 from mergescope.studies.rundir import RESULTS, Row, read_rows
@@ -120,7 +121,8 @@ def sweep_page(path: Path, about: Mapping[str, Any]) -> Parts:
     content = {
         "title": page.title, "lead": page.lead, "rule": page.rule, "facts": page.facts,
         "all_hold": set(found.verdicts) == {HOLDS}, "headline": headline(found.verdicts),
-        "groups": list(found.claims.items()), "drawings": page.drawings, "grids": page.grids, "number": number,
+        "groups": list(found.claims.items()), "drawings": page.drawings, "grids": page.grids,
+        "significant": significant,
     }  # fmt: skip
     return Parts(
         "sweep.html.j2",
@@ -198,7 +200,9 @@ def _sweep_grid(rows: Sequence[Row], sweep: str, layer: str) -> Grid:
         cells = []
         for measure in measures:
             each = [values[value] for values in found[measure]]
-            cells.append(Cell(number(sum(each) / len(each)), f"{number(min(each))} to {number(max(each))}"))
+            known = all(math.isfinite(one) for one in each)
+            ends = f"{significant(min(each))} to {significant(max(each))}" if known else ""
+            cells.append(Cell(significant(sum(each) / len(each)), ends))
         body.append((f"{value:g}", tuple(cells)))
     return Grid(f"{layer}: {sweep}", (sweep, *measures), tuple(body))
 

@@ -64,17 +64,35 @@ def number(value: float, digits: int = 3, sign: bool = False) -> str:
         sign: whether positive numbers get one.
 
     Returns:
-        Text; a dash for NaN, a true minus sign for negative numbers.
+        Text; a dash for NaN, ∞ for infinite numbers, a true minus sign for negative ones.
 
     Example:
-        >>> number(0.12345), number(-0.5, 1), number(float("nan"))
-        ('0.123', '−0.5', '–')
+        >>> number(0.12345), number(-0.5, 1), number(float("nan")), number(float("-inf"))
+        ('0.123', '−0.5', '–', '−∞')
     """
-    if not math.isfinite(value):
+    if math.isnan(value):
         return NONE
+    if math.isinf(value):
+        return "−∞" if value < 0 else "+∞" if sign else "∞"
     value = round(value, digits) + 0.0  # no minus zero
     text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
     return text.replace("-", "−")
+
+
+def significant(value: float) -> str:
+    """A number for a table that may be small.
+
+    Args:
+        value: the number.
+
+    Returns:
+        Text as of [`number`][]; below 0.1 three significant digits, so that its sign and size are seen.
+
+    Example:
+        >>> significant(0.5), significant(-0.000123), significant(0.0), significant(float("inf"))
+        ('0.500', '−0.000123', '0.000', '∞')
+    """
+    return f"{value:.3g}".replace("-", "−") if 0 < abs(value) < 0.1 else number(value)
 
 
 def interval(low: float, high: float, digits: int = 2) -> str:

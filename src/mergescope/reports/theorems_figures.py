@@ -30,12 +30,12 @@ def conclusions_against_premises(found: Theorems) -> Figure:
     """Draw what is concluded against what is supposed, for Theorems 4.2 and 4.3 and transitivity.
 
     Args:
-        found: cases and counts.
+        found: cases and counts; there must be some of layers.
 
     Returns:
         A panel a theorem (and coefficient); darker marks are of earlier layers, lines are thresholds.
     """
-    names = [count.theorem for count in found.counts if count.theorem != "Theorem 3.3" and count.cases]
+    names = found.of_layers
     with styled():
         import matplotlib
 

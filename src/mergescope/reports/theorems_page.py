@@ -29,15 +29,15 @@ def theorems_page(stored: Stored) -> Shown:
         StudyError: something is missing.
     """  # noqa: DOC502 (raised by what this calls)
     found = stored_theorems(stored)
-    drawings = {
-        "gaps": Drawing(
+    drawings: dict[str, Drawing] = {}
+    if found.of_layers:
+        drawings["gaps"] = Drawing(
             conclusions_against_premises(found),
             "gap that is concluded against the largest gap that is supposed, theorem by theorem",
             "A mark for models, data and layer. Premises hold left of the vertical line, conclusions below the "
             "horizontal one: a mark at the lower right is right without the theorem, one at the upper left is wrong in "
             "spite of it.",
         )
-    }
     lines = [line for _, theorem in found.lines if theorem.theorem == "3.3" for line in theorem.checked]
     if lines:
         drawings["barriers"] = Drawing(
@@ -59,6 +59,7 @@ def theorems_page(stored: Stored) -> Shown:
         [_counts(found), *_layers(found)],
         ["premise, conclusion", "predicted gap", "transitivity"],
         caveat=any(count.both < count.premises or not count.premises for count in found.counts),
+        small="",
     )  # fmt: skip
 
 

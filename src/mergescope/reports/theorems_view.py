@@ -40,6 +40,11 @@ class Theorems:
         """Layers that say something, in order."""
         return list(dict.fromkeys(entry.layer for entry in self.gaps if not entry.trivial))
 
+    @property
+    def of_layers(self) -> list[str]:
+        """Theorems about layers of which there are cases: all but 3.3, which is about the loss."""
+        return [count.theorem for count in self.counts if count.theorem != "Theorem 3.3" and count.cases]
+
 
 def stored_theorems(stored: Stored) -> Theorems:
     """Everything of a run.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,11 @@ def averages_figure(ran: Sequence[Ran]) -> Drawing:
         ]  # fmt: skip
     if not lines:
         raise StudyError(f"The steps have no averages of subsets of models to be drawn. {AGAIN}")
-    told = {each.seed: row.mean for each in ran for row in each.of(kind="averaging", measure="pearson")}
+    told = dict.fromkeys((line["repetition"] for line in lines), "unknown")
+    for each in ran:
+        for row in each.of(kind="averaging", measure="pearson"):
+            if math.isfinite(row.mean):  # NaN where accuracies do not vary
+                told[each.seed] = f"{row.mean:.2f}"
     x, y = (np.array([line[axis] for line in lines]) for axis in ("x, ensemble", "y, averaged weights"))
     with styled():
         figure, axes = square_panel([*x, *y])
@@ -70,13 +75,13 @@ def averages_figure(ran: Sequence[Ran]) -> Drawing:
             axes.plot([line["x, ensemble"] for line in mine], [line["y, averaged weights"] for line in mine], zorder=3,
                       **style)  # fmt: skip
             name = "one subset" if len(told) == 1 else f"repetition {seed + 1}"
-            entries.append((f"{name}, r = {told[seed]:.2f}", style))
+            entries.append((f"{name}, r = {told[seed]}", style))
         axes.set(xlabel="accuracy of the ensemble (averaged logits)", ylabel="accuracy of averaged weights")
         legend(figure, [*entries, ("equal", REFERENCE)])
         settle(figure)
     count, over = times(len(lines), "subset"), repetitions(ran)
     above = float((y - x).mean()) * 100
-    said = ", ".join(f"{value:.2f}" for value in told.values())
+    said = ", ".join(told.values())
     caption = (
         f"One mark a subset, {count}{f' in {over} repetitions' if over > 1 else ''}. On the dotted line, "
     )

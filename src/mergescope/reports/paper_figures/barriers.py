@@ -32,7 +32,8 @@ def barriers_figure(ran: Sequence[Ran]) -> Drawing:
         ran: steps of one regime, one a repetition, with rows of ``mergescope measure``.
 
     Returns:
-        The figure: above, loss and error less the chord between the ends; below, the barrier of every pair.
+        The figure: above, loss and error less the chord between the ends; below, the barrier of every pair, of many
+        those with the largest ones.
 
     Raises:
         StudyError: there are no lines between fine-tuned models.
@@ -71,8 +72,10 @@ def barriers_figure(ran: Sequence[Ran]) -> Drawing:
     caption += (
         "the line between two models, less the chord between its ends; thin: single pairs, bold: their mean. "
     )
+    first = next(measure for measure in MEASURES if any(of == measure for of, _ in barriers))
+    shown = "every pair" if count <= PAIRS else f"the {PAIRS} pairs with the largest barriers of the {first}"
     caption += (
-        "Above 0 there is a barrier. Below: the barrier of every pair, bars from the smallest to the largest "
+        f"Above 0 there is a barrier. Below: the barrier of {shown}, bars from the smallest to the largest "
     )
     caption += f"repetition. Barriers {'; '.join(said)}."
     return Drawing(_draw(curves, barriers), "loss and error between models, and barriers", caption, lines)

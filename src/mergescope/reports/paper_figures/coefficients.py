@@ -13,6 +13,7 @@ from mergescope.reports.panels import legend
 from mergescope.reports.paper_figures.multiples import Band
 from mergescope.reports.paper_figures.ran import Ran, by_regime, repetitions
 from mergescope.reports.protocol_view import AGAIN, Drawing
+from mergescope.reports.protocol_words import listed
 from mergescope.reports.style import INK, WIDTH, look, new_figure, settle, shorten, styled
 from mergescope.studies.rundir import Row
 
@@ -59,9 +60,13 @@ def lambda_figure(ran: Sequence[Ran]) -> Drawing:
         for (regime, title), (lams, band) in curves.items()
         for place, lam in enumerate(lams)
     ]  # fmt: skip
-    # The grid of a search is extended where its end binds: all are drawn as far as that of most.
+    # The grid of a search is extended where its end binds: all are drawn as far as that of most, or the last optimum.
     shown = float(np.median([lams[-1] for lams, _ in curves.values()]))
     first = next(iter(panels))
+    best = {regime: int(np.argmax(curves[regime, first][1].middle)) for regime in regimes}
+    if not negated:
+        shown = max([shown, *(curves[regime, first][0][place] for regime, place in best.items())])
+    cut = [regime for regime in regimes if max(curves[regime, title][0][-1] for title in panels) > shown]
     with styled():
         figure = new_figure(WIDTH, 4.0)
         for axes, title in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
@@ -77,7 +82,7 @@ def lambda_figure(ran: Sequence[Ran]) -> Drawing:
                 }
                 band.draw(axes, lams, style)
                 if not negated:
-                    place = int(np.argmax(curves[regime, first][1].middle))
+                    place = best[regime]
                     axes.plot([lams[place]], [band.middle[place]], marker="o", mfc="none", mec=INK, ms=12, mew=1.4,
                               ls="none", zorder=6)  # fmt: skip
             axes.set(title=title, xlabel="λ", ylim=(0, None), xlim=(-0.02 * shown, 1.02 * shown))
@@ -103,6 +108,8 @@ def lambda_figure(ran: Sequence[Ran]) -> Drawing:
         if negated
         else f"A flat line needs no tuning. At λ = 1, of the highest normalised accuracy there remains {_kept(said)}."
     )
+    if cut:
+        caption += f" What was tried beyond λ = {shown:g} is not shown: {listed(cut)}."
     return Drawing(figure, "validation accuracy by coefficient and regime", caption, lines)
 
 
