@@ -9,6 +9,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import typer
 
@@ -87,7 +88,10 @@ def _run(command, expected):
     before, sys.argv = sys.argv, [name, *words]
     ended = 0
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        loud = mock.patch.object(
+            cli, "quiet_packages", lambda: None
+        )  # it would hold for the tests that follow
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), loud:
             if name == "python":
                 sys.argv = [str(ROOT / words[0]), *words[1:]]
                 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,31 +1,14 @@
-"""``mergescope check`` and ``mergescope geometry`` through their real entry point."""
+"""``mergescope check`` and ``mergescope geometry``, as they are typed."""
 
 import json
-import os
-import subprocess
-import sysconfig
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from entered import entered as run
 from safetensors.torch import save_file
 
 import mergescope as ms
-
-ENTRY = Path(sysconfig.get_path("scripts")) / "mergescope"
-
-
-def run(*arguments, cwd=None, columns=80):
-    environment = os.environ | {"COLUMNS": str(columns), "NO_COLOR": "1", "TERM": "dumb"}
-    return subprocess.run(
-        [str(ENTRY), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=environment,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -84,10 +84,39 @@ def compared(one, other, at=""):
     return int(isinstance(one, float))
 
 
-def test_a_command_starts_what_it_is_told_to(family, cluster):
+def test_a_command_starts_what_it_is_told_to(family, cluster, monkeypatch):
+    made, labels = [], []
+
+    class Seen(RayEngine):
+        def __init__(self, *given):
+            made.append(given)
+            super().__init__(*given)
+
+        def map(self, function, items, label):
+            labels.append(label)
+            return super().map(function, items, label)
+
+    monkeypatch.setattr("mergescope.tracing.ray_engine.RayEngine", Seen)
     words = ("measure", "--family", family, "--regime", "full", "--batch-size", 2, "--json")
-    one, other = json.loads(run(*words)), json.loads(run(*words, "--engine", "ray", "--workers", 2))
+    one = json.loads(run(*words))
+    assert not made
+    other = json.loads(run(*words, "--engine", "ray", "--workers", 1, "--num-cpus", 2))
+    assert made == [(None, 1, 2, 0)] and labels
     assert compared(one, other) > 100 and chosen_engine() is None
+
+
+def test_the_address_and_gpus_of_workers_reach_the_engine(family, monkeypatch):
+    made = []
+
+    def refused(*given):
+        made.append(given)
+        raise MergescopeError("enough")
+
+    monkeypatch.setattr("mergescope.tracing.ray_engine.RayEngine", refused)
+    words = ("measure", "--family", family, "--regime", "full", "--engine", "ray")
+    with pytest.raises(MergescopeError, match="enough"):
+        run(*words, "--address", "head:6379", "--workers", 3, "--num-gpus", 0.5)
+    assert made == [("head:6379", 3, 1, 0.5)]
 
 
 @pytest.mark.parametrize(

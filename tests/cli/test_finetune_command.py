@@ -2,12 +2,10 @@
 
 import json
 import shutil
-import subprocess
-import sysconfig
-from pathlib import Path
 
 import pytest
 import yaml
+from entered import entered
 from small_families import contents, described, make_inputs
 from typer.testing import CliRunner
 
@@ -15,8 +13,6 @@ from mergescope.cli import app
 from mergescope.errors import MergescopeError, MismatchError, StudyError
 from mergescope.progress import progress_bar
 from mergescope.weights import Checkpoint
-
-ENTRY = Path(sysconfig.get_path("scripts")) / "mergescope"
 
 
 def run(*arguments):
@@ -119,7 +115,7 @@ def test_what_is_missing_is_named(usual):
 def test_mistakes_exit_with_2_and_no_traceback(usual, made):
     before = contents(made[0])
     arguments = [*usual, "--out", made[0], "--weight-decay", 0.5]
-    done = subprocess.run([ENTRY, *map(str, arguments)], capture_output=True, text=True, check=False)
+    done = entered(*arguments)
     assert done.returncode == 2 and "Traceback" not in done.stderr and done.stdout == ""
     assert "recipe.weight_decay: 0.01, now 0.5 (full/left, " in done.stderr and contents(made[0]) == before
 

@@ -101,8 +101,8 @@ def prepared(typed, name):
     if name == "report":
         words = ("evaluate", *FAMILY, *SMALL, "--out", "runs/evaluated", "--json")
     elif name == "study publish":
-        words = ("study", "run", "attn-fig5", "--family", "family", "--preset", "quick", "--work", "work", "--out",
-                 "runs/claims", "--json")  # fmt: skip
+        words = ("study", "run", "attn-fig5", "--family", "family", "--preset", "quick", "--workers", "1",
+                 "--work", "work", "--out", "runs/claims", "--json")  # fmt: skip
     else:
         return
     code, out, errors = typed(*words)

@@ -6,6 +6,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from entered import entered
 from given_models import family, labels, make, save, save_rows, texts
 from typer.testing import CliRunner
 
@@ -156,7 +157,7 @@ def test_standard_output_is_json_and_nothing_else(tmp_path, given):
 
 
 def test_verdicts_and_reasons_are_printed(usual):
-    done = entry(*usual, "--dtype", "bfloat16", env={"COLUMNS": "100", "PATH": ""})
+    done = entered("measure", *usual, "--dtype", "bfloat16", columns=100)
     assert (done.returncode, done.stderr) == (0, "")
     for part in (
         "a + b (FT–FT): Lowest cos",
@@ -171,7 +172,7 @@ def test_verdicts_and_reasons_are_printed(usual):
 
 def test_mistakes_exit_with_2_and_no_traceback(tmp_path, given):
     save(make("GPT2LMHeadModel"), tmp_path / "gpt")
-    done = entry("--models", given["a"], tmp_path / "gpt", "--data", given["data"])
+    done = entered("measure", "--models", given["a"], tmp_path / "gpt", "--data", given["data"])
     assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
     assert (
         done.stderr.startswith("Error: a, gpt have no common body") and "gpt shares no tensor" in done.stderr

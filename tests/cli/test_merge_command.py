@@ -1,4 +1,4 @@
-"""``mergescope merge`` through its real entry point."""
+"""``mergescope merge``, as it is typed."""
 
 import subprocess
 import sys
@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from entered import entered
 from safetensors.torch import load_file, save_file
 
 ENTRY = Path(sysconfig.get_path("scripts")) / "mergescope"
 
 
 def run(*arguments):
-    return subprocess.run(
-        [str(ENTRY), "merge", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    return entered("merge", *arguments, columns=200)
 
 
 @pytest.fixture
@@ -72,7 +71,8 @@ def test_the_seed_of_the_command_line_wins(tmp_path, recipe):
 
 
 def test_a_merge_and_a_second_one(tmp_path, recipe):
-    done = run(recipe, tmp_path / "out")
+    words = [ENTRY, "merge", recipe, tmp_path / "out"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "BatchNorm" in done.stdout and "Merged into" in done.stdout
     assert load_file(tmp_path / "out" / "model.safetensors")["w"].eq(2).all()

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import termios
 
+from mergescope.progress import DOWNLOADS, QUIET
+
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7][0-9;]*m")
 MISTAKE = ["-m", "mergescope", "study", "show", "digit"]
 BAR = """
@@ -36,7 +38,7 @@ warnings.warn("a warning")
 
 def environment(**more):
     """Without what a test run or a machine sets, and with what a case does."""
-    unset = ("NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS", "HF_HUB_DISABLE_PROGRESS_BARS", "PYTHONWARNINGS")
+    unset = {"NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS", "PYTHONWARNINGS", *QUIET, *DOWNLOADS}
     return {name: value for name, value in os.environ.items() if name not in unset} | more
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import mergescope as ms
+from mergescope.errors import StudyError
 from mergescope.protocols import ctl
 from mergescope.studies import digits as study
 from mergescope.studies.digits import DigitsConfig, run_digits, tasks_of
 from mergescope.studies.family import Settings
-from mergescope.studies.rundir import RESULTS, SAMPLES, read_rows, read_table
+from mergescope.studies.rundir import RESULTS, SAMPLES, RunDirectory, read_rows, read_table
 from mergescope.training import Recipe
 
 pytestmark = pytest.mark.demo
@@ -100,7 +101,7 @@ import sys
 from tests_small import SMALL
 from mergescope.studies.digits import run_digits
 if __name__ == "__main__":
-    run_digits(SMALL, sys.argv[1], "small", workers=2)
+    run_digits(SMALL, sys.argv[1], "small", workers=1)
 """
 
 
@@ -124,7 +125,7 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_results(finished, tmp_pa
     assert len(kept) >= 3 and not (out / "run.yaml").exists()
     for path in out.glob("checkpoints/mlp*"):
         ms.Checkpoint(path).require_finite()  # complete or absent
-    subprocess.run(command, check=True)
+    run_digits(SMALL, out, "small", workers=1)
     assert {name: (out / "checkpoints" / name).stat().st_mtime_ns for name in kept} == kept
     assert comparable(out) == comparable(finished)
     assert not list(out.rglob(".*.tmp*"))
@@ -135,3 +136,9 @@ def test_class_pairs_pretrain_on_the_first_pair_and_fine_tune_on_the_others():
     assert first.classes == (0, 1)
     assert [task.classes for task in others] == [(2, 3), (4, 5), (6, 7), (8, 9)]
     assert all(set(task.test.labels.tolist()) == set(task.classes) for task in others)
+
+
+def test_the_results_of_another_study_are_not_replaced(tmp_path):
+    RunDirectory(tmp_path / "run").write_run("measure", "", {}, {})
+    with pytest.raises(StudyError, match="holds the results of the study 'measure'"):
+        run_digits(SMALL, tmp_path / "run", "quick")

@@ -12,12 +12,17 @@ from dataclasses import dataclass
 import pytest
 
 ZYGOTE = """
-import os, resource, signal, sys
+import contextlib, importlib, os, resource, signal, sys
 import torch; torch.set_num_threads(int(sys.argv[1]))
 import transformers, datasets, pyarrow.parquet, matplotlib.pyplot
 import mergescope.studies.given, mergescope.studies.family_run, mergescope.reports, mergescope.merging.merge
 import mergescope.studies.digits, mergescope.merging.methods
 from mergescope.cli import main
+for name in sys.argv[2].split():
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
+with contextlib.suppress(ImportError):
+    importlib.import_module("mergescope.data.digits")._embedded()
 for line in sys.stdin:
     child = os.fork()
     if not child:
@@ -34,6 +39,18 @@ for line in sys.stdin:
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+
+
+LATER = """
+accelerate accelerate.utils jinja2 matplotlib.backends.backend_agg matplotlib.backends.backend_svg mlxtend.data pandas
+rich.console rich.progress rich.table scipy.stats yaml
+datasets.packaged_modules.csv.csv datasets.packaged_modules.parquet.parquet
+transformers.core_model_loading transformers.models.auto.modeling_auto transformers.models.auto.tokenization_auto
+transformers.models.bert.modeling_bert
+mergescope.merging.check mergescope.reports.measured_page mergescope.studies.finetune mergescope.studies.papers.runner
+mergescope.studies.protocol_runs mergescope.training.loop mergescope.weights.references
+"""
+"""What commands import when they need it; without one of them they are slower, no more."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +75,8 @@ class Commands:
     def __init__(self, folder, plain=False, threads=1, **more):
         self.said = folder / f"said{threads}"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", ZYGOTE, str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-c", ZYGOTE, str(threads), LATER], text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             preexec_fn=as_anyone if plain else None, env={**os.environ, "OMP_NUM_THREADS": str(threads), **more},
         )  # fmt: skip
 

@@ -27,7 +27,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on_when_there_is_room(
     assert str(out) in full.stderr and (
         "run the same command again" in full.stderr or "--resume" in full.stderr
     )
-    assert not list(out.rglob("*.tmp*")) if out.exists() else True
+    assert not list(tmp_path.rglob(".*.tmp*"))
     again = commands.run(command(inputs, out))
     assert again.code == 0, again.stderr
     undisturbed = commands.run(command(inputs, tmp_path / "undisturbed"))

@@ -90,9 +90,8 @@ def whole(out):
     if out.exists():
         tensors_of(out)
         numbers_of(out)
-        assert not list(out.rglob("run.yaml")) or isinstance(
-            yaml.safe_load((out / "run.yaml").read_text()), dict
-        )
+        for path in out.rglob("run.yaml"):
+            assert isinstance(yaml.safe_load(path.read_text()), dict)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +104,9 @@ def test_a_killed_command_goes_on_to_the_same_bytes_and_numbers(make_command, in
     rng, killed = random.Random(make_command.__name__), 0
     expected = tensors_of(undisturbed), numbers_of(undisturbed)
     assert any(expected)
-    for turn in range(KILLS):
+    for turn in range(KILLS + 3):
+        if turn >= KILLS and killed:  # else all were faster than the first
+            break
         out = tmp_path / f"out{turn}"
         code = commands.run(make_command(inputs, out), rng.uniform(0.02, 0.95) * first.seconds).code
         killed += code == -signal.SIGKILL

@@ -25,7 +25,9 @@ def geometry(
         Path | None, typer.Option(help="Directory for geometry.parquet and figures (SVG, PNG).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Chunks at once (default: one a core).")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Chunks at once (default: one a core, 8 at most).")
+    ] = None,
 ) -> None:
     """Measure task vectors: relative distances, cosines, sign conflicts; by block and kind of module.
 
@@ -54,9 +56,11 @@ def geometry(
     rows = [vars(row) for row in found.rows()]
     if out is not None:
         from mergescope.reports.geometry_figures import write_geometry_figures
+        from mergescope.reports.html import reports_left_out
 
         _write(rows, out)
-        write_geometry_figures(found, out / "figures")
+        if not reports_left_out():
+            write_geometry_figures(found, out / "figures")
     from mergescope.reports.check_tables import geometry_parts
 
     _print(rows, geometry_parts(found), as_json, out)
