@@ -298,3 +298,15 @@ def test_without_pandas_the_error_says_what_to_install(monkeypatch):
     with pytest.raises(MergescopeError, match=r"pip install 'mergescope\[pandas\]'.*rows\(\)"):
         made("linearity").to_pandas()
     assert made("linearity")._repr_html_()
+
+
+def test_models_of_one_name_keep_their_own_lines():
+    rows = [{"model": "m", "data": data, "mean": mean} for mean in (0.25, 0.5) for data in ("a", "b")]
+    found = pivot(rows, "accuracy", "model", "data")
+    assert [line[0] for line in found.lines] == ["m", "m (2)"]
+    assert [cell.text for line in found.lines for cell in line[1:]] == [
+        "0.2500",
+        "0.2500",
+        "0.5000",
+        "0.5000",
+    ]

@@ -269,8 +269,13 @@ def pivot(
         name = ", ".join(
             f"{part:g}" if isinstance(part, float) else str(part) for part in parts if part != ""
         )
-        cells = found.setdefault(f"{name} (trivial)" if row.get("trivial") else name, {})
-        cells[str(row[columns])] = figure(row["mean"], row.get("low", math.nan), row.get("high", math.nan))
+        line, column = f"{name} (trivial)" if row.get("trivial") else name, str(row[columns])
+        again = 2
+        while column in found.get(line, {}):  # models of one name
+            line, again = f"{name} ({again})", again + 1
+        found.setdefault(line, {})[column] = figure(
+            row["mean"], row.get("low", math.nan), row.get("high", math.nan)
+        )
     return Table(
         caption,
         (", ".join(fields), *names),

@@ -204,6 +204,20 @@ def test_a_configuration_that_asks_for_too_much_is_refused_before_anything_is_bu
             build(tmp_path)
 
 
+def test_code_that_comes_with_an_image_preprocessor_is_not_run(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    _written(folder / "evil.py", f"open({str(tmp_path / 'was run')!r}, 'w')\n")
+    _written(folder / "config.json", json.dumps({"model_type": "vit", "architectures": ["ViTModel"]}))
+    own = {"image_processor_type": "X", "auto_map": {"AutoImageProcessor": "evil.X"}}
+    _written(folder / "preprocessor_config.json", json.dumps(own))
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
+    with pytest.raises(DataError, match="can't be loaded"):
+        load_processor(folder, "image")
+    assert not asked and not (tmp_path / "was run").exists()
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
 def test_code_that_comes_with_a_model_is_not_run_and_not_asked_about(tmp_path, name):
     folder = tmp_path / "model"

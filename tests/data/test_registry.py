@@ -2,9 +2,11 @@
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mergescope.data.image_tasks import image_task
 from mergescope.data.prompts import ALIASES, TEMPLATES, WORDINGS, Wording, canonical, known_classes
 from mergescope.data.registry import FAMILIES, TASKS, TaskSpec, task_spec
 from mergescope.data.task_splits import (
@@ -321,3 +323,45 @@ def test_the_commit_that_was_used_is_recorded():
     assert used_commit(table) is None
     table.info.download_checksums = {f"hf://datasets/tanganke/sun397@{commit}/data/x.parquet": {}}
     assert used_commit(table) == commit
+
+
+def test_class_names_are_those_of_the_column_that_is_asked_for(tmp_path):
+    topics = datasets.ClassLabel(names=[f"topic {n}" for n in range(10)])
+    features = datasets.Features({
+        "text": datasets.Value("string"), "topic": topics, "sort": datasets.ClassLabel(names=["dull", "bright"]),
+    })  # fmt: skip
+    rows = datasets.Dataset.from_dict({"text": ["t"] * 20, "topic": [7] * 20, "sort": [0, 1] * 10}, features)
+    rows.to_parquet(str(tmp_path / "train.parquet"))
+    rows.to_parquet(str(tmp_path / "test.parquet"))
+    spec = TaskSpec(
+        "x", str(tmp_path), "text-to-text", splits={"train": "train", "test": "test"}, columns={"label": "sort"},
+        wording=Wording("{text}", "{sort:named}"),
+    )  # fmt: skip
+    assert load_split(spec, "test")["answer"][:2] == ["dull", "bright"]
+
+
+@pytest.mark.parametrize("labels", [["neg", "pos"], [0.0, 1.0]])
+def test_labels_of_texts_with_answers_may_be_names_or_whole_numbers(tmp_path, labels):
+    table = datasets.Dataset.from_dict({"text": ["t"] * 20, "label": labels * 10})
+    for split in ("train", "test"):
+        table.to_parquet(str(tmp_path / f"{split}.parquet"))
+    answers = load_split(task_spec(f"imdb={tmp_path}"), "test")["answer"]
+    assert answers[:2] == ["negative", "positive"]
+
+
+def test_several_labels_a_row_are_refused(tmp_path):
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "labels": [[0, 3], [1]]})
+    rows.to_parquet(str(tmp_path / "train.parquet"))
+    with pytest.raises(DataError, match="'labels' .* holds no single labels.*one class a row"):
+        task_spec(str(tmp_path))
+
+
+def test_images_without_the_type_are_images(tmp_path):
+    write_images(tmp_path, [0, 1, 0, 1], ["a", "b"])
+    for split in ("train", "test"):
+        path = tmp_path / "data" / f"{split}-00000-of-00001.parquet"
+        plain = pq.read_table(path).replace_schema_metadata(None)
+        pq.write_table(plain, path)
+    spec = task_spec(str(tmp_path))
+    assert spec.kind == "image-classification" and spec.columns["image"] == "image"
+    assert image_task(str(tmp_path)).test.inputs.shape == (4, 3, 2, 2)

@@ -393,3 +393,10 @@ def test_some_samples_in_any_order_are_one_batch_with_their_labels(words):
         assert [token for token in kept if token in number(text)] == number(text)
     assert got["labels"].tolist() == [1, 1, 1]
     assert data.batch(torch.tensor([1]))["labels"].tolist() == [0]
+
+
+def test_texts_are_padded_with_the_model_s_own_token(tmp_path):
+    settings = {**CAUSAL, "pad_token_id": 7, "architectures": ["GPT2ForSequenceClassification"]}
+    processor = load_processor(save_tokenizer(save_config(tmp_path / "m", **settings), "bytes"), "decoder")
+    batch = next(iter(encode(table(label=[0, 1, 0, 1, 1]), processor, batch_size=5)))
+    assert (batch["input_ids"][batch["attention_mask"] == 0] == 7).all()

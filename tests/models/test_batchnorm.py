@@ -8,6 +8,7 @@ from torch import nn
 import mergescope as ms
 from mergescope.errors import DataError
 from mergescope.models import has_running_statistics
+from mergescope.models.batchnorm import hold_statistics
 
 
 def direct_statistics(net, batches):
@@ -121,3 +122,16 @@ def test_a_trace_combines_statistics_like_weights_unless_it_may_calibrate():
         > 1e-3
     )
     assert plain.forward_passes == calibrated.forward_passes == 2 * len(batches)
+
+
+def test_statistics_that_a_regime_holds_are_estimated_all_the_same():
+    free, held, batches = make_net("convnet"), make_net("convnet"), labelled_batches(10, 4)
+    expected = ms.reestimate_batchnorm(free, batches)
+    for module in held.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            hold_statistics(module, True)
+    found = ms.reestimate_batchnorm(held, batches)
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    with torch.no_grad():
+        held.train()(batches[0][0])
+    assert all(torch.equal(held.state_dict()[key], value) for key, value in expected.items())

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import mergescope as ms
 from mergescope.cli import app
 from mergescope.errors import CheckpointError, MismatchError
+from mergescope.models import gguf as gguf_module
 from mergescope.models.gguf import described, load_gguf
 
 gguf = pytest.importorskip("gguf")
@@ -212,3 +213,17 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     for read in (load_gguf, ms.load_model, ms.empty_model):
         with pytest.raises(CheckpointError, match=r"There is no file '.*absent\.gguf'"):
             read(tmp_path / "absent.gguf")
+
+
+def test_two_processes_that_dequantise_one_file_share_the_result(tmp_path, monkeypatch):
+    write(tmp_path / "tiny.gguf", llama())
+    load = gguf_module.load_model
+
+    def meanwhile(path):
+        monkeypatch.setattr(gguf_module, "load_model", load)
+        assert gguf_module.dequantise(path, tmp_path / "out") == tmp_path / "out"
+        return load(path)
+
+    monkeypatch.setattr(gguf_module, "load_model", meanwhile)
+    assert gguf_module.dequantise(tmp_path / "tiny.gguf", tmp_path / "out") == tmp_path / "out"
+    assert (tmp_path / "out" / "config.json").is_file()

@@ -369,3 +369,11 @@ def test_a_head_for_another_task_is_left_out(tmp_path):
     del whole.bert.encoder.layer[0]
     with pytest.raises(MismatchError, match="encoder.layer.0"):
         key_map(network, ms.Checkpoint(whole.state_dict()))
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_what_wrappers_put_before_names_is_overlooked(wrapper):
+    net = make_net("mlp")
+    state = {f"{wrapper}{key}": value + 1 for key, value in net.state_dict().items()}
+    ms.load_weights(net, ms.Checkpoint(state, name="wrapped"))
+    assert all(torch.equal(value, state[wrapper + key]) for key, value in net.state_dict().items())

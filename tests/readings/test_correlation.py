@@ -1,5 +1,7 @@
 """Correlations and their intervals."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -37,3 +39,13 @@ def test_nothing_varies_or_too_few():
     for x, y in ((np.ones(5), np.arange(5.0)), (np.arange(2.0), np.arange(2.0))):
         for found in correlations(x, y).values():
             assert np.isnan(found.value) and np.isnan(found.low) and found.n == len(x)
+
+
+def test_thousands_of_numbers_need_little_memory():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=4000)
+    tracemalloc.start()
+    correlations(x, x + rng.normal(size=4000), resamples=100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6  # a comparison of all with all, of every resample, takes 1.6 GB

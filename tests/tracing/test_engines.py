@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from engine_jobs import Here, Job, failing, square
+from engine_jobs import Here, Job, always_killed, failing, square
 from support import family, make_net
 from tiny_transformers import padded, texts, tiny
 from traces_compared import BATCHES, assert_equal, found_by, points_of, readings_for
@@ -242,3 +242,10 @@ def test_items_may_be_made_one_by_one(tmp_path):
         assert engine.map(square, [], "nothing") == []
         with pytest.raises(DataError, match="no rows"):
             engine.map(failing, (Job(number, tmp_path) for number in range(3)), "squares")
+
+
+def test_a_worker_that_is_killed_is_told_and_the_next_map_has_others(tmp_path):
+    with LocalEngine(2) as engine:
+        with pytest.raises(MergescopeError, match="A worker process of numbers was killed.*fewer workers"):
+            engine.map(always_killed, [Job(number, tmp_path) for number in range(3)], "numbers")
+        assert engine.map(square, [Job(number, tmp_path) for number in range(3)], "numbers") == [0, 1, 4]

@@ -90,7 +90,6 @@ def test_paradigm_1_trains_the_published_number_of_parameters(width, depth, patc
         nets = [OpenClip(width, depth, patch), Timm(width, depth)]
     for net in [tower(width, depth, patch), *nets]:
         assert count(regime("attention-1").prepare(net)) == expected
-    assert round(expected / 1e6, 2) in (28.31, 100.66)
 
 
 BASE = {"hidden_size": 768, "num_hidden_layers": 12}

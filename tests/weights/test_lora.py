@@ -442,3 +442,17 @@ def test_open_model_opens_bases_and_adapters(adapter):
     assert open_model(lora) == open_model(f"{base}+{lora}")
     with pytest.raises(CheckpointError, match=r"names the revision 'v1', but 'v2'"):
         open_model("org/x@v1", revision="v2")
+
+
+def test_a_head_that_the_base_lacks_says_how_to_get_one(adapter):
+    change(adapter, add={"base_model.model.score.weight": torch.ones(2, 16)})
+    assert "score.weight: the head that was trained with the adapter" in refusal(adapter)
+    assert "give DIR as the base" in refusal(adapter)
+
+
+def test_base_and_adapter_are_opened_anew(adapter):
+    one = open_model(f"{adapter / 'base'}+{adapter / 'adapter'}")
+    again = one.reopened()
+    assert again == one and again.name == one.name
+    key = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(again.tensor(key), one.tensor(key))

@@ -21,7 +21,9 @@ def check(
     everything: Annotated[bool, typer.Option("--all", help="Name every tensor of every finding.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every tensor named.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if there are warnings.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Chunks at once (default: one a core).")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Chunks at once (default: one a core, 8 at most).")
+    ] = None,
 ) -> None:
     """Compare models before a merge, and tell all that stands against it.
 

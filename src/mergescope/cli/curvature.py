@@ -50,7 +50,7 @@ def curvature(
     Each pair is judged on the data of both its tasks, one after the other:
     their heads differ, so there is no common loss.
 
-    [bold]Example:[/] mergescope curvature --family families/glyphs --regime full --pairs a:b --out curved/
+    [bold]Example:[/] mergescope curvature --family runs/family --regime full --pairs a:b --out curved/
     """
     from mergescope.protocols.family_curvature import FamilyCurvatureSettings
     from mergescope.protocols.measure import Settings

@@ -22,7 +22,9 @@ def demo(
         str, typer.Option(help="'embedded', a hub id (ylecun/mnist) or a directory with full MNIST.")
     ] = "embedded",
     tasks: Annotated[str, typer.Option(help="'rotations' or 'class-pairs'.")] = "rotations",
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one a core).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes (default: one a core, 8 at most).")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:

@@ -51,7 +51,7 @@ def disentangle(
     A pair costs n^2 + n forward passes on each task's data; three if the models
     were trained in the linearised regime.
 
-    [bold]Example:[/] mergescope disentangle --family families/glyphs --regime full --preset attn --out xi/
+    [bold]Example:[/] mergescope disentangle --family runs/family --regime full --preset attn --out xi/
     """  # noqa: DOC501 (typer shows this text to users)
     from mergescope.errors import MergescopeError
     from mergescope.protocols.disentanglement import DisentanglementSettings

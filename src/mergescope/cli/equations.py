@@ -42,7 +42,7 @@ def equations(
     CTL of every pair; Eq. 1, averages; Eq. 2, two task vectors added; Eq. 3, a
     task vector subtracted: cos, coef and gap per layer, beside the baseline.
 
-    [bold]Example:[/] mergescope equations --family families/glyphs --regime full --out tested/
+    [bold]Example:[/] mergescope equations --family runs/family --regime full --out tested/
     """
     from mergescope.protocols.equations import EquationSettings
     from mergescope.protocols.measure import Settings

@@ -45,7 +45,7 @@ def measure(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; the error is told.")] = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of samples and of intervals.")] = 0,
 ) -> None:  # fmt: skip
-    """Measure how linear features are between models, and say whether they will merge.
+    """Measure how linear features are between models, and where linearity breaks.
 
     For every two fine-tunes, and for the base and each, at every layer: cos and
     coef between the features of the interpolated model and the interpolation of

@@ -18,7 +18,8 @@ def merge(
     recipe: Annotated[Path | None, typer.Argument(help="Recipe in mergekit's YAML.")] = None,
     out: Annotated[Path | None, typer.Argument(help="Directory to make.")] = None,
     family: Annotated[
-        str | None, typer.Option(help="In place of a recipe: a family of mergescope finetune.")
+        str | None,
+        typer.Option(help="In place of a recipe: a family of mergescope finetune, or a published one."),
     ] = None,
     regime: Annotated[str | None, typer.Option(help=REGIME)] = None,
     method: Annotated[str | None, typer.Option(help="Of a family: linear, task_arithmetic, ties ...")] = None,
@@ -33,7 +34,9 @@ def merge(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of random methods (default: the recipe's, or 0).")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Tensors at once (default: one a core).")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Tensors at once (default: one a core, 8 at most).")
+    ] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest file, as 5GB or 512MiB.")] = "5GB",
     digests: Annotated[
         bool, typer.Option(help="Put the parents' content digests into the model card.")

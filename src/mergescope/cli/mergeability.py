@@ -18,7 +18,9 @@ def mergeability(
     regime: Annotated[
         list[str] | None, typer.Option(help="Only these, or FAMILY/REGIME. Default: all.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=8, help="Validation and test samples of each task.")] = 256,
+    limit: Annotated[
+        int, typer.Option(min=8, help="Validation and test samples of each task; features: half.")
+    ] = 256,
     pairs: Annotated[int | None, typer.Option(min=1, help="Pairs of models a regime. Default: all.")] = None,
     groups: Annotated[int, typer.Option(min=0, help="Groups of 3, 4 and 8 models, of each size.")] = 4,
     scales: Annotated[

@@ -54,7 +54,7 @@ def predict(
     The prediction is good while task vectors are short: --measure tells the
     coefficient at which the third order takes over.
 
-    [bold]Example:[/] mergescope predict --family families/glyphs --regime full --measure --out predicted/
+    [bold]Example:[/] mergescope predict --family runs/family --regime full --measure --out predicted/
     """
     from mergescope.protocols.measure import Settings
     from mergescope.protocols.prediction.predict import PredictionSettings

@@ -42,7 +42,7 @@ def stitch(
     every other task's. If features add up as weights do, and the pretrained
     network understands the sum, accuracy stays high.
 
-    [bold]Example:[/] mergescope stitch --family families/glyphs --regime full --out stitched/
+    [bold]Example:[/] mergescope stitch --family runs/family --regime full --out stitched/
     """  # noqa: DOC501 (typer shows this text to users)
     from mergescope.cli.disentangle import parse_pairs
     from mergescope.errors import MergescopeError

@@ -17,7 +17,7 @@ from mergescope.cli.printing import JSON, print_json
 from mergescope.errors import MergescopeError, StudyError, did_you_mean, near_paths
 from mergescope.studies import Study, default_directory, find_study
 
-app = typer.Typer(help="The papers' experiments: list, show, run.", no_args_is_help=True)
+app = typer.Typer(help="The papers' experiments: list, show, run, publish.", no_args_is_help=True)
 
 
 @command(app, "list")
@@ -71,7 +71,9 @@ def run(
     tasks: Annotated[
         str, typer.Option(help="'rotations' or 'class-pairs', of the study digits.")
     ] = "rotations",
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one a core).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes (default: one a core, 8 at most; one on a GPU).")
+    ] = None,
     family: Annotated[str | None, typer.Option(help=FAMILY + " For studies of families.")] = None,
     regime: Annotated[str | None, typer.Option(help=REGIME)] = None,
     data_root: Annotated[
@@ -166,7 +168,7 @@ def publish_pages(
 ) -> None:
     """Write results pages: claims with verdicts, figures, numbers; and the index of all.
 
-    [bold]Example:[/] mergescope study publish runs/root-causes-default
+    [bold]Example:[/] mergescope study publish runs/root-causes-cpu
     """  # noqa: DOC501 (typer shows this text to users)
     from mergescope.reports.publish import differences, publish
 

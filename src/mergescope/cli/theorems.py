@@ -46,7 +46,7 @@ def theorems(
     other, and j and k, are i and k? The last lines count for how many cases
     the premises hold, and for how many the conclusion does.
 
-    [bold]Example:[/] mergescope theorems --family families/glyphs --regime full --out theorems/
+    [bold]Example:[/] mergescope theorems --family runs/family --regime full --out theorems/
     """
     from mergescope.protocols.family_theorems import TheoremsSettings
     from mergescope.protocols.measure import Settings

@@ -134,7 +134,7 @@ def choose_image_column(table: datasets.Dataset, column: str | None = None) -> s
     Raises:
         DataError: there is no such column, it holds no images, or several could be it.
     """
-    found = [name for name, feature in table.features.items() if _is_image(feature)]
+    found = [name for name, feature in table.features.items() if is_image(feature)]
     if column is not None:
         if known_column(table, column, "--image-column") not in found:
             raise DataError(
@@ -149,7 +149,15 @@ def choose_image_column(table: datasets.Dataset, column: str | None = None) -> s
     return found[0]
 
 
-def _is_image(feature: Any) -> bool:
+def is_image(feature: Any) -> bool:
+    """Whether a feature is images: by its type, or ``bytes`` and ``path`` of image files.
+
+    Args:
+        feature: of a table.
+
+    Returns:
+        True or False.
+    """
     # Files written without the datasets library lack its types, but keep their layout.
     return type(feature).__name__ == "Image" or (
         isinstance(feature, dict) and {"bytes", "path"} == set(feature)

@@ -168,6 +168,9 @@ def _some(labels: np.ndarray, count: int | None, rng: np.random.Generator) -> np
 
 
 def _images(table: datasets.Dataset, column: str, channels: int, task: str, split: str) -> torch.Tensor:
+    import datasets
+
+    table = table.cast_column(column, datasets.Image())  # files written without the library lack the type
     arrays: Sequence[Any] = [pixels(image, channels) for image in table[column][:]]
     sizes = {array.shape for array in arrays}
     if len(sizes) != 1:

@@ -26,7 +26,11 @@ _NO_LIMIT = 10**9
 
 
 def load_processor(
-    model_directory: str | os.PathLike[str], kind: str, *, files: str | os.PathLike[str] | None = None
+    model_directory: str | os.PathLike[str],
+    kind: str,
+    *,
+    files: str | os.PathLike[str] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> TextProcessor | ImageProcessor:
     """The tokenizer or image preprocessor of a model, from local files.
 
@@ -35,6 +39,7 @@ def load_processor(
         kind: of the model: ``"image"``, ``"encoder"``, ``"decoder"``, ``"encoder-decoder"`` or
             ``"plain"`` (see [`kind_of_model`][mergescope.models.features.kind_of_model]).
         files: another directory that has the tokenizer or preprocessor.
+        config: the model's configuration, where it is not the directory's (an adapter may enlarge the vocabulary).
 
     Returns:
         What [`encode`][mergescope.data.encode] needs.
@@ -43,7 +48,7 @@ def load_processor(
         DataError: there is no tokenizer or preprocessor, or it can't be loaded.
     """
     directory = Path(model_directory).expanduser()
-    config = read_config(directory)
+    config = config or read_config(directory)
     if str(config.get("model_type", "")).startswith(OWN_NETS):
         prepare, channels = from_net_config(config)
         return ImageProcessor(prepare, channels, head_of(config, kind), directory)
@@ -71,7 +76,7 @@ def _image_processor(source: Path, config: Mapping[str, Any]) -> ImageProcessor:
     backend: dict[str, Any] = {"use_fast": False} if old else {"backend": "pil"}
     try:
         loaded: Any = transformers.AutoImageProcessor.from_pretrained(
-            str(source), local_files_only=True, **backend
+            str(source), local_files_only=True, trust_remote_code=False, **backend
         )
     except Exception as error:  # transformers raises many kinds
         raise DataError(
@@ -105,6 +110,7 @@ def _text_processor(source: Path, kind: str, config: Mapping[str, Any]) -> TextP
         length=int(length) if length is not None and length < _NO_LIMIT else None,
         positions=_positions(config),
         vocabulary=_vocabulary(config),
+        padding=padding_token(config),
         notes=notes,
     )
 
@@ -163,6 +169,29 @@ def _positions(config: Mapping[str, Any]) -> int | None:
             if isinstance(part.get(name), int) and part[name] > 0:
                 # RoBERTa and its kin count from 2, and say 514 where 512 tokens fit.
                 return int(part[name]) - (2 if part[name] % 64 == 2 else 0)
+    return None
+
+
+def padding_token(config: Mapping[str, Any]) -> int | None:
+    """The token that a model takes for padding, by its configuration: classifying decoders look for it.
+
+    Args:
+        config: of the model.
+
+    Returns:
+        Its number; that of the end token where none is named; None if neither is.
+
+    Example:
+        >>> padding_token({"pad_token_id": None, "eos_token_id": [2, 7]})
+        2
+    """
+    text = config.get("text_config")
+    for name in ("pad_token_id", "eos_token_id"):
+        for part in (config, text if isinstance(text, dict) else {}):
+            found = part.get(name)
+            found = found[0] if isinstance(found, list) and found else found
+            if isinstance(found, int) and found >= 0:
+                return found
     return None
 
 

@@ -104,6 +104,12 @@ class Wording:
     text: str
     answer: str
 
+    @property
+    def label(self) -> str | None:
+        """The column of class numbers, whose names are written; None if there is none."""
+        fields = [*string.Formatter().parse(self.text), *string.Formatter().parse(self.answer)]
+        return next((name for _, name, form, _ in fields if form == "named"), None)
+
     def fill(self, row: Mapping[str, Any], classes: Sequence[str] = ()) -> tuple[str, str]:
         """Text and answer of one row.
 
@@ -142,9 +148,10 @@ class _Filler(string.Formatter):
 
     def format_field(self, value: Any, format_spec: str) -> str:
         if format_spec == "named":
-            if not 0 <= value < len(self.classes):
-                raise DataError(f"The label {value} is no class: there are {len(self.classes)} classes.")
-            return self.classes[value]
+            whole = isinstance(value, (int, float)) and float(value).is_integer()
+            if not whole or not 0 <= value < len(self.classes):
+                raise DataError(f"The label {value!r} is no class: there are {len(self.classes)} classes.")
+            return self.classes[int(value)]
         if format_spec not in _FORMATS:
             raise DataError(
                 f"A wording has no format {format_spec!r}.{did_you_mean(format_spec, _FORMATS)} Use named, "

@@ -19,7 +19,9 @@ from mergescope.data.columns import (
     choose_image_column,
     choose_label_column,
     describe_columns,
+    is_image,
     is_text,
+    is_value,
     known_column,
 )
 from mergescope.data.prompts import ALIASES, GENERIC, TEMPLATES, WORDINGS, Wording, canonical, known_classes
@@ -305,7 +307,7 @@ def _described(name: str, source: str, said: _Said, revision: str | None = None)
 def _split_names(path: Path) -> list[str]:
     saved = path / "dataset_dict.json"
     if saved.is_file():
-        return list(json.loads(saved.read_text())["splits"])
+        return list(json.loads(saved.read_text(encoding="utf-8"))["splits"])
     files = list(split_files(path))
     return files if any(name in SYNONYMS for name in files) else list(image_files(path)) or files
 
@@ -315,7 +317,7 @@ def _roles(table: datasets.Dataset, source: str, said: _Said) -> tuple[str, dict
         answer = known_column(table, said.answer, "the answers")
         return TEXT_TO_TEXT, {"text": said.text or ",".join(choose_texts(table, label_column=answer).columns)}
     label = choose_label_column(table, said.label)
-    pictures = any(type(feature).__name__ == "Image" for feature in table.features.values())
+    pictures = any(is_image(feature) for feature in table.features.values())
     if label is None:
         raise DataError(
             f"{source} has no labels, so it is no task. Columns: {describe_columns(table)}. Call the labels' column "
@@ -323,8 +325,14 @@ def _roles(table: datasets.Dataset, source: str, said: _Said) -> tuple[str, dict
         )
     if pictures:
         return IMAGES, {"image": choose_image_column(table), "label": label}
-    different = len(set(table[label][:]))
-    if is_text(table.features[label]) and len(table) >= 20 and different > len(table) / 2:
+    feature = table.features[label]
+    if not is_value(feature) and not hasattr(feature, "names"):
+        raise DataError(
+            f"The column {label!r} of {source} holds no single labels ({describe_columns(table)}); several a row can't "
+            "be classified. Choose a column of one class a row, or write one."
+        )
+    different = len(set(table[label][:])) if is_text(feature) else 0
+    if len(table) >= 20 and different > len(table) / 2:
         raise DataError(
             f"The column {label!r} of {source} has {different} different texts in {len(table)} rows, so these are no "
             "classes. Write classes, or say that this is the column of answers to be written (answer_column)."

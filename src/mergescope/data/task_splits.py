@@ -91,7 +91,7 @@ def load_split(
     part = split if split in spec.splits else "train"
     table = load_table(spec.source, split=spec.splits[part], config=spec.config, revision=spec.revision)
     if spec.kind != TEXT_TO_TEXT:
-        table = _with_names(spec, table)
+        table = _with_names(spec, table, label_column(spec, table))
         require_labels(spec, table, part, classes)
     elif classes is not None:
         raise DataError(f"The task {spec.name} is {spec.kind}: it has no classes to choose from.")
@@ -272,8 +272,7 @@ def _of_classes(
     return table.select(chosen)
 
 
-def _with_names(spec: TaskSpec, table: datasets.Dataset) -> datasets.Dataset:
-    column = label_column(spec, table)
+def _with_names(spec: TaskSpec, table: datasets.Dataset, column: str) -> datasets.Dataset:
     if not is_text(table.features[column]):
         return table
     import datasets
@@ -289,10 +288,14 @@ def _with_names(spec: TaskSpec, table: datasets.Dataset) -> datasets.Dataset:
 
 
 def _as_text(spec: TaskSpec, wording: Wording, table: datasets.Dataset) -> datasets.Dataset:
-    names = next((feature.names for feature in table.features.values() if hasattr(feature, "names")), None)
-    if spec.classes is None and names is None and "label" in spec.columns:  # numbers are names enough
-        names = [str(n) for n in range(int(read_labels(table, label_column(spec, table)).ids.max()) + 1)]
-    classes = () if spec.classes is None and names is None else matched_words(spec, names)
+    classes: tuple[str, ...] = ()
+    column = wording.label
+    if column is not None and column in table.features:  # else the wording says what the data lack
+        table = _with_names(spec, table, column)
+        names = getattr(table.features[column], "names", None)
+        if spec.classes is None and names is None:  # numbers are names enough
+            names = [str(n) for n in range(int(read_labels(table, column).ids.max()) + 1)]
+        classes = matched_words(spec, names)
 
     def fill(row: dict[str, Any]) -> dict[str, str]:
         text, answer = wording.fill(row, classes)

@@ -36,6 +36,7 @@ class TextProcessor:
         length: tokens of the longest text the tokenizer was made for, or None.
         positions: tokens that the model has positions for, or None.
         vocabulary: rows of the model's embedding, or None if not known.
+        padding: token that the model takes for padding, or None if not known.
         notes: what a reader of results should know.
     """
 
@@ -46,6 +47,7 @@ class TextProcessor:
     length: int | None = None
     positions: int | None = None
     vocabulary: int | None = None
+    padding: int | None = None
     notes: tuple[str, ...] = field(default=())
 
     def limit(self, max_length: int | None, segments: int = 1) -> tuple[int | None, tuple[str, ...]]:
@@ -225,8 +227,11 @@ class TextProcessor:
 
     @property
     def filler(self) -> int:
-        """The token that pads: any that the model has will do, since it is masked."""
-        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        """The token that pads: the model's own, by which decoders that classify find a text's last token.
+
+        Any other that the model has would do, since it is masked.
+        """
+        ids = (self.padding, self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         # One may have been added to the tokenizer and not to the model.
         known = float("inf") if self.vocabulary is None else self.vocabulary
         return next((number for number in ids if number is not None and number < known), 0)

@@ -105,7 +105,7 @@ def chat_template_of(directory: Path) -> str | None:
         CheckpointError: ``tokenizer_config.json`` is not valid JSON.
     """
     if (directory / FILE).is_file():
-        return (directory / FILE).read_text()
+        return (directory / FILE).read_text(encoding="utf-8")
     path = directory / "tokenizer_config.json"
     if not path.is_file():
         return None

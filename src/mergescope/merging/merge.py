@@ -198,7 +198,7 @@ def _write_side_files(plan: Plan, folder: Path) -> None:
     generation = folder / "generation_config.json"
     if plan.alignment is not None and generation.is_file():
         home = plan.recipe.base_model or plan.recipe.references[0]
-        changed = plan.alignment.config(json.loads(generation.read_text()), home)
+        changed = plan.alignment.config(json.loads(generation.read_text(encoding="utf-8")), home)
         generation.write_text(json.dumps(changed, indent=2) + "\n")
 
 

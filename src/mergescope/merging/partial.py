@@ -105,7 +105,7 @@ class PartialMerge:
         done = {name for name, known in self.recorded.items() if name in names and digest(name) == known}
         lines = [self._key, *(json.dumps([name, self.recorded[name]]) for name in done), ""]
         fresh = self.folder / f"{JOURNAL}.new"
-        fresh.write_text("\n".join(lines))
+        fresh.write_text("\n".join(lines), encoding="utf-8")
         fresh.replace(self.folder / JOURNAL)
         self._journal = os.open(self.folder / JOURNAL, os.O_WRONLY | os.O_APPEND)
         return done

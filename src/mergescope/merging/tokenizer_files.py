@@ -85,7 +85,7 @@ def _write_union(out_dir: Path, alignment: Alignment) -> None:
                 f"The tokenizer of {home.name} ({home.directory}) has no tokenizer.json form and can't be "
                 "extended. Use tokenizer: {source: base}, or a base with a fast tokenizer."
             )
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         added = {
             str(token): token
             for table in alignment.vocabularies.values()
@@ -93,7 +93,7 @@ def _write_union(out_dir: Path, alignment: Alignment) -> None:
             if str(token) not in home.ids
         }
         _extend(content, alignment, added, home.name)
-        path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+        path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         for name in (
             "vocab.json",
             "vocab.txt",
@@ -138,14 +138,14 @@ def _extend(content: dict[str, Any], alignment: Alignment, added: Mapping[str, A
 
 
 def _extend_config(path: Path, alignment: Alignment, added: Mapping[str, Any]) -> None:
-    config = json.loads(path.read_text()) if path.is_file() else {}
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     table = config.get("added_tokens_decoder")
     if isinstance(table, dict):
         for token, attributes in added.items():
             table[str(alignment.tokens[token])] = {"content": token} | {
                 flag: bool(getattr(attributes, flag, False)) for flag in _FLAGS
             }
-        path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n")
+        path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _verify(out_dir: Path, alignment: Alignment) -> None:
@@ -170,10 +170,10 @@ def _verify(out_dir: Path, alignment: Alignment) -> None:
 
 
 def _write_template(out_dir: Path, template: str) -> None:
-    (out_dir / FILE).write_text(template)
+    (out_dir / FILE).write_text(template, encoding="utf-8")
     (out_dir / "chat_template.json").unlink(missing_ok=True)
     path = out_dir / "tokenizer_config.json"
     if path.is_file():
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         if config.pop("chat_template", None) is not None:  # two templates would contradict each other
-            path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n")
+            path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

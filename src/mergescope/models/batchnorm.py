@@ -7,7 +7,8 @@ them does not give the statistics of the averaged network, whose activations can
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,6 +33,44 @@ def has_running_statistics(model: nn.Module) -> bool:
         (True, False)
     """
     return any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in model.modules())
+
+
+def hold_statistics(module: nn.Module, held: bool) -> None:
+    """Keep a BatchNorm in evaluation mode, whoever calls ``train()`` on the whole network; or let it go.
+
+    Args:
+        module: the BatchNorm.
+        held: keep it, or let it go.
+    """
+    known = [key for key, hook in module._forward_pre_hooks.items() if hook is _stay_in_eval]
+    if held and not known:
+        module.register_forward_pre_hook(_stay_in_eval)
+    for key in [] if held else known:
+        del module._forward_pre_hooks[key]
+
+
+def _stay_in_eval(module: nn.Module, args: tuple[Any, ...]) -> None:
+    module.eval()
+
+
+@contextmanager
+def released(norms: Iterable[nn.Module]) -> Iterator[None]:
+    """Let go for a while those that [`hold_statistics`][] keeps in evaluation mode.
+
+    Args:
+        norms: any.
+
+    Yields:
+        Nothing.
+    """
+    held = [norm for norm in norms if _stay_in_eval in norm._forward_pre_hooks.values()]
+    for norm in held:
+        hold_statistics(norm, False)
+    try:
+        yield
+    finally:
+        for norm in held:
+            hold_statistics(norm, True)
 
 
 @torch.no_grad()
@@ -64,10 +103,11 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> dict[str, 
             module.train()
         count = 0
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        for batch in batches:
-            inputs, _ = split_batch(batch)
-            call_model(model, to_device(inputs, device))
-            count += 1
+        with released(norms.values()):
+            for batch in batches:
+                inputs, _ = split_batch(batch)
+                call_model(model, to_device(inputs, device))
+                count += 1
     finally:
         for module, momentum in momenta.items():
             module.momentum = momentum

@@ -84,7 +84,10 @@ def dequantise(path: Path, out: Path | None = None) -> Path:
     if out.is_dir():
         return out
     network: Any = load_model(path)
-    with disk_errors(out), atomic_directory(out) as folder, quiet_transformers():
+    with (
+        contextlib.suppress(FileExistsError),  # another process was faster
+        disk_errors(out), atomic_directory(out) as folder, quiet_transformers(),
+    ):  # fmt: skip
         # transformers does not save what it read from GGUF: the same network, without that in its configuration.
         config = copy.deepcopy(network.config)
         if hasattr(config, "quantization_config"):
@@ -96,7 +99,10 @@ def dequantise(path: Path, out: Path | None = None) -> Path:
 
         # A file may hold none, or one that transformers can't build: then the user gives another.
         with contextlib.suppress(ValueError):
-            AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False
+            )
+            tokenizer.save_pretrained(folder)
     return out
 
 

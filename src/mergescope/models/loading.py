@@ -38,6 +38,9 @@ HELD = 256 << 20
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+_WRAPPERS = ("_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.")
+
+
 def load_model(
     source: str | os.PathLike[str] | Checkpoint,
     *,
@@ -145,13 +148,19 @@ def usable_device(device: torch.device | str) -> torch.device:
         MergescopeError: this machine or this build of torch has none such.
     """
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         raise MergescopeError(
             f"device={str(device)!r} can't be used here: {str(error).splitlines()[0]}"
-            f"{did_you_mean(str(device), ('cpu', 'cuda', 'mps', 'xpu'))} Use 'cpu', or a device that this machine and "
+            f"{did_you_mean(str(device), ('cpu', 'cuda', 'xpu'))} Use 'cpu', or a device that this machine and "
             "this build of torch have."
         ) from error
+    if found.type == "mps":
+        raise MergescopeError(
+            f"device={str(device)!r} can't be used: Apple's GPUs have no float64, which features are summed in. Use "
+            "'cpu'."
+        )
+    return found
 
 
 def _from_transformers(
@@ -210,6 +219,8 @@ def _from_transformers(
 def matching_keys(model: nn.Module, source: TensorSource | Point) -> dict[str, str]:
     """The entries of a network's state dict that a checkpoint has, whatever their shapes.
 
+    What ``torch.compile`` and ``DataParallel`` put before names is overlooked.
+
     Args:
         model: the network.
         source: a checkpoint or point.
@@ -230,6 +241,7 @@ def matching_keys(model: nn.Module, source: TensorSource | Point) -> dict[str, s
             prefix + own,
             name.removeprefix(prefix),
             own.removeprefix(prefix),
+            *(wrapper + name for wrapper in _WRAPPERS),
         )
         key = next((candidate for candidate in candidates if candidate in source.spec), None)
         if key is not None:

@@ -204,7 +204,7 @@ class Equations:
             evidence = test.found.evidence
             if not evidence:
                 lines.append((
-                    f"{KINDS[test.kind]}: {test.name}",
+                    f"{KINDS[test.kind]}: {self._named(test)}",
                     "no layer is evidence",
                     *[Cell(NONE)] * 4,
                     "–",
@@ -214,7 +214,7 @@ class Equations:
             coef = max(evidence, key=lambda entry: abs(entry.measures["coef"].mean - 1))
             low, off = cos.measures["cos"], coef.measures["coef"]
             lines.append((
-                f"{KINDS[test.kind]}: {test.name}", "holds" if test.found.verdict.ctl else "no",
+                f"{KINDS[test.kind]}: {self._named(test)}", "holds" if test.found.verdict.ctl else "no",
                 figure(low.mean, low.low, low.high), figure(cos.measures["baseline"].mean),
                 figure(off.mean, off.low, off.high), Cell(cos.layer), coef.layer,
             ))  # fmt: skip
@@ -223,14 +223,19 @@ class Equations:
         said = f"CTL holds in {holding} of {len(self.tests)} tests"
         return View(said, (Table("The layers that decide", heads, tuple(lines)),), self.notes)
 
+    def _named(self, test: Tested) -> str:
+        several = len({other.parameter for other in self.tests if other.kind == test.kind}) > 1
+        return f"{test.name} at {test.parameter:g}" if several and test.kind != "eq1" else test.name
+
     def __str__(self) -> str:
-        width = min(max(6, *(len(test.name) for test in self.tests)), 48)
+        width = min(max(6, *(len(self._named(test)) for test in self.tests)), 48)
         lines = [
             f"{'test':<17}{'models':<{width}}  {'lowest cos at':<24}{'cos':>8}{'baseline':>10}  "
             f"{'coef off most at':<24}{'coef':>8}  CTL"
         ]
         for test in self.tests:
-            name = test.name if len(test.name) <= width else f"{test.name[: width - 3]}..."
+            name = self._named(test)
+            name = name if len(name) <= width else f"{name[: width - 3]}..."
             head, evidence = f"{KINDS[test.kind]:<17}{name:<{width}}", test.found.evidence
             if not evidence:
                 lines.append(f"{head}  no layer with live, non-trivial features")

@@ -439,7 +439,7 @@ def _measured(pair: _Wanted, parts: Sequence[Trace], base: Point | None, s: Sett
         {alpha: linearity(parts, test, units=units, local=True, seed=s.seed) for alpha, test in pair.tests.items()}
         if local else {},
         barrier(parts, pair.left, pair.right, list(pair.tests), units=units) if all(map(_has_losses, parts)) else None,
-        _agreement(parts, pair, s), bool(s.linearized),
+        _agreement(parts, pair, units, s), bool(s.linearized),
     )  # fmt: skip
 
 
@@ -464,7 +464,9 @@ def _has_losses(traced: Trace) -> bool:
     return isinstance(reading, NextTokenLoss) or (isinstance(reading, Outputs) and reading.labelled)
 
 
-def _agreement(parts: Sequence[Trace], pair: _Wanted, s: Settings) -> dict[str, Summary]:
+def _agreement(
+    parts: Sequence[Trace], pair: _Wanted, units: np.ndarray | None, s: Settings
+) -> dict[str, Summary]:
     readings = [reading for part in parts if (reading := said(part)) is not None]
     if len(readings) < len(parts):
         return {}
@@ -478,7 +480,7 @@ def _agreement(parts: Sequence[Trace], pair: _Wanted, s: Settings) -> dict[str, 
         [np.concatenate([reading.agreement(*ends) for reading in readings]) for ends in between.values()],
         axis=1,
     )
-    return dict(zip(between, bootstrap(values, seed=s.seed), strict=True))
+    return dict(zip(between, bootstrap(values, units, seed=s.seed), strict=True))
 
 
 def _add_losses(

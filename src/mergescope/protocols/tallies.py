@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from mergescope.protocols.linearity import COEF_HOLDS, COS_HOLDS
 
 GAP_HOLDS = round(math.sqrt(COS_HOLDS**-2 - 1), 3)
-"""A gap as small as this counts as none: that of features of one length whose cosine is just high enough for CTL."""
+"""A gap as small as this counts as none: that of features with coef 1 whose cosine is just high enough for CTL."""
 
 LOSS_HOLDS = 0.1
 """Losses that differ by no more than this, in nats, count as equal, and a barrier no higher as none."""

@@ -89,6 +89,6 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _ranks(rows: np.ndarray) -> np.ndarray:
-    below = (rows[:, :, None] > rows[:, None, :]).sum(2)
-    equal = (rows[:, :, None] == rows[:, None, :]).sum(2)
-    return below + (equal - 1) / 2
+    from scipy.stats import rankdata
+
+    return rankdata(rows, axis=1)

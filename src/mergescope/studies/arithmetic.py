@@ -194,7 +194,7 @@ def write_recipe(run: RunDirectory, result: Any, opened: Opened) -> Path | None:
         ],
     }
     with atomic_file(path) as temporary:
-        temporary.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+        temporary.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return path
 
 

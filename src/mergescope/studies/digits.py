@@ -28,6 +28,7 @@ from mergescope.studies.rundir import (
     SAMPLES,
     RunDirectory,
     digest_of,
+    open_run,
     read_rows,
     read_table,
     write_rows,
@@ -216,7 +217,7 @@ def run_digits(
         The run directory with ``run.yaml``, ``results.parquet`` and ``samples.parquet``.
     """
     tasks_of(config.data, config.tasks)  # data that can't be read leave no directory behind
-    run = RunDirectory(path)
+    run = open_run(path, "digits")
     with run.locked():
         _complete(config, run, preset_name, workers)
     return run

@@ -220,9 +220,12 @@ def _train_and_write(
 def _accelerator(device: str | None, precision: str) -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs
 
     AcceleratorState._reset_state()  # else the first model's precision would be that of all in this process
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    # Heads read hidden states: the pooler of a backbone gets no gradient.
+    several = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[several])
 
 
 def _write(

@@ -235,7 +235,9 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
         record: plain values.
     """
     with atomic_file(path) as temporary:
-        temporary.write_text(yaml.safe_dump(dict(record), sort_keys=False, allow_unicode=True))
+        temporary.write_text(
+            yaml.safe_dump(dict(record), sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

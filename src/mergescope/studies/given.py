@@ -427,6 +427,7 @@ def _data_names(specs: Sequence[str], models: Sequence[str]) -> dict[str, tuple[
 def _batches(name: str, spec: str, found: Networks, models: Sequence[Any], data: DataOptions) -> Batches:
     from mergescope.data import encode, load_processor, load_table
     from mergescope.data.heads import CLASSES, Head
+    from mergescope.data.tokens import TextProcessor
     from mergescope.models.features import kind_of_model
 
     home, kind = found.homes[name], kind_of_model(found.networks[name])
@@ -455,13 +456,16 @@ def _batches(name: str, spec: str, found: Networks, models: Sequence[Any], data:
     problem: DataError | None = None
     for files in [data.processor] if data.processor is not None else dict.fromkeys(places):
         try:
-            processor = load_processor(home.directory, kind, files=files)
+            processor = load_processor(home.directory, kind, files=files, config=home.config)
             break
         except DataError as error:  # fine-tunes are often saved without a tokenizer
             problem = problem or error
     else:
         raise problem or DataError("None of the models has a directory, so there is no tokenizer.")
     network = found.networks[name]
+    inner: Any = getattr(network, "config", None)
+    if isinstance(processor, TextProcessor) and getattr(inner, "pad_token_id", 0) is None:
+        inner.pad_token_id = processor.filler  # decoders that classify look for the token before it
     if not found.outputs:
         processor = replace(processor, head=Head())
     elif isinstance(network, WithHead):

@@ -280,7 +280,9 @@ class RunDirectory:
             "provenance": {**provenance, "versions": versions()},
         }
         with atomic_file(self.path / "run.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+            temporary.write_text(
+                yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8"
+            )
 
     def read_run(self) -> dict[str, Any]:
         """Read ``run.yaml``.

@@ -7,12 +7,14 @@ import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Thread
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
+from mergescope.errors import MergescopeError
 from mergescope.progress import progress_bar
 
 Item = TypeVar("Item")
@@ -147,6 +149,9 @@ class LocalEngine:
         Returns:
             Results in the order of the items. The first error of an item is raised, and items
             not yet begun are dropped.
+
+        Raises:
+            MergescopeError: a worker process was killed.
         """
         if self.workers > 1:
             items = list(items)
@@ -174,6 +179,12 @@ class LocalEngine:
                 for future in as_completed(futures):
                     future.result()
                     advance(1)
+            except BrokenProcessPool as error:
+                self._pool = None  # the next map starts another
+                raise MergescopeError(
+                    f"A worker process of {label} was killed, most likely because memory ran out. What it had finished "
+                    "is kept: run the same command again with fewer workers or smaller batches."
+                ) from error
             except BaseException:
                 for future in futures:
                     future.cancel()

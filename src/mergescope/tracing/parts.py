@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import resource
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -272,7 +273,8 @@ def peak_memory() -> int:
     Returns:
         Bytes.
     """
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def calibrated(

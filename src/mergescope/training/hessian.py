@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mergescope.errors import CheckpointError, DataError, MergescopeError, did_you_mean
+from mergescope.models.batchnorm import released
 from mergescope.models.calling import split_batch, to_device
 from mergescope.models.features import Features, NextTokens
 from mergescope.models.loading import key_map
@@ -269,7 +270,7 @@ class Hessian:
             if self._batchnorm == "batch":
                 for norm in norms:  # statistics of the batch, and none are kept
                     norm.training, norm.track_running_stats = True, False
-            with differentiable_kernels(name), torch.enable_grad():
+            with released(norms), differentiable_kernels(name), torch.enable_grad():
                 try:
                     yield
                 except RuntimeError as error:

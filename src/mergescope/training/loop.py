@@ -296,11 +296,25 @@ class _Run:
         self.saved = self.history.seconds
         content = {
             "key": self.key, "model": _unwrapped(self.model).state_dict(), "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(), "begun": self.begun, "history": asdict(self.history),
+            "random": torch.get_rng_state(), **self._of_device(), "begun": self.begun, "history": asdict(self.history),
             "places": (self.step, self.epoch, self.position),
         }  # fmt: skip
         with atomic_file(self.state) as temporary:
             torch.save(content, temporary)
+
+    def _of_device(self) -> dict[str, Any]:
+        # What a GPU has beside its weights: dropout's random state, the scale of float16's loss.
+        kind, scaler = self.runner.device.type, getattr(self.runner, "scaler", None)
+        own = None if kind == "cpu" else torch.get_device_module(kind).get_rng_state(self.runner.device)
+        return {"device_random": own, "scaler": None if scaler is None else scaler.state_dict()}
+
+    def _to_device(self, content: Mapping[str, Any]) -> None:
+        kind, scaler = self.runner.device.type, getattr(self.runner, "scaler", None)
+        own, scale = content.get("device_random"), content.get("scaler")
+        if own is not None and kind != "cpu":
+            torch.get_device_module(kind).set_rng_state(own.cpu(), self.runner.device)
+        if scale and scaler is not None:
+            scaler.load_state_dict(scale)
 
     def _tick(self) -> None:
         now = time.perf_counter()
@@ -332,6 +346,7 @@ class _Run:
             network.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
             torch.set_rng_state(content["random"].cpu())
+            self._to_device(content)
             self.begun = content["begun"].cpu()
             self.step, self.epoch, self.position = content["places"]
             self.history = History(**content["history"])

@@ -223,7 +223,9 @@ class Checkpoint(Source):
         Raises:
             CheckpointError: nothing is there, or no checkpoint.
         """  # noqa: DOC502 (raised by what this calls)
-        return Checkpoint(source or self.directory or self.files[0], name=self.name, dtype=self._cast)
+        # One file is opened as such: beside it there may be another, which its directory would stand for.
+        place = self.files[0] if len(self.files) == 1 else self.directory or self.files[0]
+        return Checkpoint(source or place, name=self.name, dtype=self._cast)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Checkpoint):

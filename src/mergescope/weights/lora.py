@@ -19,6 +19,7 @@ from mergescope.errors import CheckpointError
 from mergescope.weights.adapters import Adapter, read_adapter
 from mergescope.weights.checkpoint import Checkpoint
 from mergescope.weights.files import ADAPTER_CONFIG
+from mergescope.weights.kinds import kind_of
 from mergescope.weights.point import TensorSpec
 
 VOCABULARY_FILES = (
@@ -90,6 +91,20 @@ class LoraCheckpoint(Checkpoint):
         size = self._lora.vocabulary
         return config | {"vocab_size": size} if config is not None and size is not None else config
 
+    def reopened(self, source: Path | None = None) -> LoraCheckpoint:
+        """Base and adapter opened anew.
+
+        Args:
+            source: file or directory of the base; by default where it was.
+
+        Returns:
+            A checkpoint of the same name and weights.
+
+        Raises:
+            CheckpointError: nothing is there, or no checkpoint.
+        """  # noqa: DOC502 (raised by what this calls)
+        return LoraCheckpoint(self.base.reopened(source), self.adapter.directory, name=self.name)
+
 
 class _LoraStore:
     def __init__(self, base: Checkpoint, adapter: Adapter, name: str) -> None:
@@ -122,7 +137,13 @@ class _LoraStore:
         for path, stored in self._adapter.whole.items():
             key = self._find([path])
             if key is None:
-                if not self._is_tied_copy(path, stored):
+                if kind_of(path) == "head" and not path.endswith("lm_head.weight"):
+                    self._problems.append(
+                        f"{stored}: the head that was trained with the adapter, and the base has none. Save the base "
+                        "with such a head (AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=N)"
+                        ".save_pretrained(DIR) or the like) and give DIR as the base"
+                    )
+                elif not self._is_tied_copy(path, stored):
                     self._problems.append(f"{stored}: matches no tensor of the base")
                 continue
             have, want = self._adapter.tensors.spec[stored], self._base.spec[key]

@@ -6,6 +6,7 @@ are percentile bootstraps over units: whole units are drawn, with all of their c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,7 +37,10 @@ class Number:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        if not math.isfinite(self.value):
+            return "unknown"
+        known = math.isfinite(self.low) and math.isfinite(self.high)
+        return f"{self.value:.2f}" + (f" [{self.low:.2f}, {self.high:.2f}]" if known else "")
 
 
 NOTHING = Number(float("nan"), float("nan"), float("nan"))

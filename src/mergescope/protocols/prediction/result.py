@@ -204,14 +204,17 @@ def _test_table(found: Prediction) -> Table:
     lines = []
     for test in found.tests:
         evidence = test.predicted.evidence
+        several = len({other.parameter for other in found.tests if other.kind == test.kind}) > 1
+        at = f" at {test.parameter:g}" if several and test.kind != "eq1" else ""
+        name = f"{test.kind}: {test.name}{at}"
         if not evidence:
-            lines.append((f"{test.kind}: {test.name}", "no layer that is evidence", *[Cell(NONE)] * 4))
+            lines.append((name, "no layer that is evidence", *[Cell(NONE)] * 4))
             continue
         worst = max(evidence, key=lambda entry: entry.measures["gap"].mean)
         cos, coef, gap = (worst.measures[name] for name in ("cos", "coef", "gap"))
         true = None if test.measured is None else test.measured[worst.layer].measures["gap"]
         lines.append((
-            f"{test.kind}: {test.name}", worst.layer, figure(cos.mean), figure(coef.mean),
+            name, worst.layer, figure(cos.mean), figure(coef.mean),
             figure(gap.mean, gap.low, gap.high), Cell(NONE) if true is None else figure(true.mean),
         ))  # fmt: skip
     heads = ("test", "largest gap at", "cos", "coef", "gap", "measured gap")

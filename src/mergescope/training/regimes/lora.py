@@ -148,7 +148,7 @@ def _without_head(adapter: Path) -> None:
     weights, config = adapter / "adapter_model.safetensors", adapter / "adapter_config.json"
     state = {key.replace(f".{BACKBONE}.", ".", 1): value for key, value in load_file(weights).items()}
     save_file(state, weights, {"format": "pt"})
-    said = json.loads(config.read_text())
+    said = json.loads(config.read_text(encoding="utf-8"))
     names = said["target_modules"]
     if not isinstance(names, str):
         said["target_modules"] = [name.removeprefix(f"{BACKBONE}.") for name in names]

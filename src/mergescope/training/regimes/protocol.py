@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mergescope.errors import LayerError, MergescopeError
+from mergescope.models.batchnorm import hold_statistics
 from mergescope.training.selectors import named
 
 
@@ -122,7 +123,7 @@ def let_change(model: nn.Module, names: Collection[str], *, only: bool) -> None:
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             own = list(module.parameters(recurse=False))
-            _hold_statistics(module, not any(entry.requires_grad for entry in own) if own else only)
+            hold_statistics(module, not any(entry.requires_grad for entry in own) if own else only)
 
 
 def full_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -152,16 +153,3 @@ def require_type(option: str, value: Any, kinds: type | tuple[type, ...], what: 
     # A flag is no number, although Python says so.
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
         raise MergescopeError(f"{option} must be {what}, got {value!r}.")
-
-
-def _hold_statistics(module: nn.Module, held: bool) -> None:
-    # A hook, since whoever trains calls train() on the whole network.
-    known = [key for key, hook in module._forward_pre_hooks.items() if hook is _stay_in_eval]
-    if held and not known:
-        module.register_forward_pre_hook(_stay_in_eval)
-    for key in [] if held else known:
-        del module._forward_pre_hooks[key]
-
-
-def _stay_in_eval(module: nn.Module, args: tuple[Any, ...]) -> None:
-    module.eval()
