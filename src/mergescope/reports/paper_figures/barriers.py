@@ -103,6 +103,8 @@ def _draw(
     )[:PAIRS]
     with styled():
         figure = new_figure(WIDTH, 6.3)
+        engine: Any = figure.get_layout_engine()
+        engine.set(h_pad=0.1)  # upright names take a little more than they are thought to
         parts: Any = figure.subfigures(2, 1, height_ratios=[2.5, 3.5])
         top, bottom = parts
         for axes, measure in zip(top.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
