@@ -351,7 +351,8 @@ def test_labels_of_texts_with_answers_may_be_names_or_whole_numbers(tmp_path, la
 
 def test_several_labels_a_row_are_refused(tmp_path):
     rows = datasets.Dataset.from_dict({"text": ["a", "b"], "labels": [[0, 3], [1]]})
-    rows.to_parquet(str(tmp_path / "train.parquet"))
+    for split in ("train", "test"):
+        rows.to_parquet(str(tmp_path / f"{split}.parquet"))
     with pytest.raises(DataError, match="'labels' .* holds no single labels.*one class a row"):
         task_spec(str(tmp_path))
 
