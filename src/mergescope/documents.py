@@ -124,6 +124,8 @@ def compose_yaml(text: str) -> yaml.Node | None:
             _entries(root, {}, len(text) + ALIASED_NODES)
     except RecursionError:
         raise DocumentError("it is nested too deeply") from None
+    except DocumentError:
+        raise
     except (ValueError, OverflowError) as error:  # an escaped character that there is none of
         raise DocumentError(f"it is no YAML ({error})") from error
     return root

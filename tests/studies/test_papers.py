@@ -412,9 +412,14 @@ def test_plans_name_every_command_and_make_nothing(tmp_path):
     where = Where(tmp_path / "out", tmp_path / "work", command, Sources(None))
     lines = plan_lines(study, "cpu", where)
     assert len(lines) == 1 + len(jobs(study, "cpu", where)) == 10
-    assert "mergescope search --family images --regime attention-1 --limit 256  (seed 2)" in lines
+    assert (
+        "mergescope search --family images --regime attention-1 --grid 0 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1 "
+        "--limit 256  (seed 2)"
+    ) in lines
     own = plan_lines(study, "cpu", dataclasses.replace(where, family="mine", regime="lora"))
-    assert own[1:] == ["mergescope search --family mine --regime lora --limit 256"]
+    assert own[1:] == [
+        "mergescope search --family mine --regime lora --grid 0 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1 --limit 256"
+    ]
     assert not list(tmp_path.iterdir())
 
 

@@ -166,7 +166,7 @@ def images(shop: Workshop) -> Making:
     )
     recipe = {
         "optimizer": "adamw", "lr": 1e-3, "epochs": 8, "batch": 64, "weight_decay": 0.05, "warmup": 0.05,
-        **({"steps": 4} if shop.small else {}),
+        **({"steps": 20} if shop.small else {}),
     }  # fmt: skip
     base = yield from shop.base("vit-base", start, {"data": str(mixed)}, recipe, "clip")
     tasks = {
