@@ -1,6 +1,7 @@
 """``mergescope check`` and ``mergescope geometry``, as they are typed."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,6 +10,7 @@ from entered import entered as run
 from safetensors.torch import save_file
 
 import mergescope as ms
+from mergescope.weights import chunks
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,21 @@ def test_geometry_prints_tables_and_writes_figures_and_a_tidy_table(folder, tmp_
     )
     again = run("geometry", "a", "b", "--base", "base", "--json", cwd=folder)
     assert [row["value"] for row in json.loads(again.stdout)] == [row["value"] for row in rows]
+
+
+@pytest.mark.parametrize("command", ["check", "geometry"])
+def test_so_many_chunks_are_worked_on_at_once(folder, command, monkeypatch):
+    asked = []
+
+    class Counted(ThreadPoolExecutor):
+        def __init__(self, workers):
+            asked.append(workers)
+            super().__init__(workers)
+
+    monkeypatch.setattr(chunks, "ThreadPoolExecutor", Counted)
+    words = (command, "a", "b", "--base", "base", "--json")
+    one, three = (run(*words, "--threads", count, cwd=folder).stdout for count in (1, 3))
+    assert {*asked} == {3} and json.loads(one) == json.loads(three)  # one works alone
 
 
 def test_geometry_of_one_model_and_of_damaged_ones(folder, tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from small_families import described, make_inputs
+from tunable_bases import animals, hf_resnet
 from typer.testing import CliRunner
 
 from mergescope.cli import app
@@ -105,6 +106,25 @@ def test_options_reach_the_measurement(usual):
         assert one["distance"] == pytest.approx(other["distance"])
         assert one["bound"] / one["eigenvalue"] == pytest.approx(0.75 * other["bound"] / other["eigenvalue"])
     assert "1 pairs; 6 eigenvalues, of about 10 steps each" in run(*usual, "--dry-run").stdout
+
+
+def test_a_smaller_tolerance_takes_more_products(usual):
+    more = ["--at", "base", "--limit", 4, "--json"]
+    counts = [
+        json.loads(run(*usual, *more, "--tolerance", it).stdout)["cost"]["products"] for it in (0.5, 1e-6)
+    ]
+    assert counts[0] < counts[1]
+
+
+def test_batchnorm_on_batches_is_the_curvature_of_another_loss(tmp_path):
+    for seed, name in enumerate(("base", "a", "b")):
+        hf_resnet(tmp_path / name, seed)
+    data = animals(tmp_path / "animals", rows=1, size=16)
+    words = ["--base", tmp_path / "base", "--models", tmp_path / "a", tmp_path / "b", "--data", data]
+    more = ["--at", "base", "--max-steps", 1, "--limit", 4]
+    assert run(*words, *more).exit_code == 0
+    with pytest.raises(MergescopeError, match="batchnorm='batch' gives the curvature of another function"):
+        run(*words, *more, "--batchnorm", "batch")
 
 
 def test_models_that_are_named_one_by_one_share_data_that_are_nobodys(made):

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from given_models import family as given_family
+from given_models import save_rows, texts
 from small_families import described, make_inputs
 from typer.testing import CliRunner
 
@@ -54,6 +56,27 @@ def test_json_and_plan_agree_with_what_is_done(made):
     assert planned["samples"]["test"] == found["cost"]["samples"]
     assert {(test["kind"], test["parameter"]) for test in found["tests"]} == {("eq2", 0.5), ("eq3", 0.5)}
     assert "points on a data set" in run(*usual, "--dry-run").stdout
+
+
+def test_options_reach_the_tests(tmp_path):
+    given = given_family(tmp_path, names=("base", "a", "b", "c"))
+    data = save_rows(tmp_path / "texts.csv", texts())
+    usual = ["--base", given["base"], "--models", *(given[name] for name in "abc"), "--data", data, "--json"]
+
+    def found(*more):
+        tests = json.loads(run(*usual, "--tests", "ctl", "eq1", *more).stdout)["tests"]
+        return {(it["kind"], it["models"], it["parameter"]): it["layers"] for it in tests}
+
+    pairs = ("a + b", "a + c", "b + c")
+    plain = found("--layers", "layer.1")
+    assert {layer["layer"] for layers in plain.values() for layer in layers} == {"bert.encoder.layer.1"}
+    assert {*plain} == {*(("ctl", pair, 0.5) for pair in pairs), ("eq1", "a + b + c", None)}
+    more = found("--layers", "layer.1", "--alphas", 0.2, 0.7, "--size", 2, "--features", "cls")
+    assert {*more} == {
+        *(("ctl", pair, alpha) for pair in pairs for alpha in (0.2, 0.7)), *(("eq1", pair, None) for pair in pairs),
+    }  # fmt: skip
+    tokens = found("--layers", "layer.1", "--features", "cls")
+    assert all(tokens[key] != layers for key, layers in plain.items())
 
 
 def test_results_without_a_measure_are_refused(tmp_path, made):

@@ -180,6 +180,14 @@ def test_studies_tell_what_they_ran_and_publish_what_differs(typed):
     code, out, errors = typed(*check)  # what was found is told, and the code says that it differs
     assert code == 2 and "differ from what is published" in errors
     assert strictly(out)["differences"]["runs/claims"][0].startswith("new: ")
+    mine = ("study", "publish", "runs/claims", "--out", "named", "--name", "mine")
+    assert (
+        strictly(typed(*mine, "--json")[1]) == {"pages": ["named/mine.md"]}
+        and Path("named/mine.json").is_file()
+    )
+    assert strictly(typed(*mine, "--check", "--json")[1]) == {"differences": {"runs/claims": []}}
+    code, _, errors = typed(*mine, "runs/others")
+    assert code == 2 and "names one page, and there are 2 runs" in errors
 
 
 def test_a_study_that_is_a_command_prints_what_the_command_prints(typed):

@@ -1,13 +1,17 @@
 """``mergescope measure`` as it is typed."""
 
 import json
+import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 from entered import entered
 from given_models import family, labels, make, save, save_rows, texts
+from safetensors.torch import load_file, save_file
+from tunable_bases import animals, hf_resnet
 from typer.testing import CliRunner
 
 from mergescope.cli import app
@@ -80,6 +84,45 @@ def test_options_reach_the_measurement(usual):
 def test_calibration_is_recorded_though_there_is_nothing_to_calibrate(tmp_path, usual):
     assert run(*usual, "--calibrate", "--out", tmp_path).exit_code == 0
     assert RunDirectory(tmp_path).read_run()["config"]["calibrate"] is True
+
+
+def test_statistics_of_merged_networks_are_estimated_again(tmp_path):
+    state = load_file(hf_resnet(tmp_path / "base") / "model.safetensors")
+    for seed, name in enumerate("ab", 1):
+        generator = torch.Generator().manual_seed(seed)
+        moved = {
+            key: value + 0.05 * torch.randn(value.shape, generator=generator) if value.ndim > 1 else value
+            for key, value in state.items()
+        }
+        shutil.copytree(tmp_path / "base", tmp_path / name)
+        save_file(moved, tmp_path / name / "model.safetensors", {"format": "pt"})
+    data = animals(tmp_path / "animals", rows=1, size=16)
+    words = ("--models", tmp_path / "a", tmp_path / "b", "--data", data, "--layers", "output")
+    kept, anew = (
+        {entry["model"]: entry["loss"]["mean"] for entry in measured(*words, *more)["losses"]}
+        for more in ((), ("--calibrate",))
+    )
+    assert (
+        kept["a"] == anew["a"] and kept["b"] == anew["b"] and kept["a + b, merged"] != anew["a + b, merged"]
+    )
+
+
+def test_features_are_centred_at_the_bases_mean(given, usual):
+    more = ["--features", "mean", "--batch-size", 5]
+    plain, centred = measured(*usual, *more), measured(*usual, *more, "--centred")
+    assert centred["cost"]["forward_passes"] == plain["cost"]["forward_passes"] + 2  # a pass for the mean
+    for one, other in zip(plain["pairs"], centred["pairs"], strict=True):
+        # Differences stay what they are, and are larger beside what is left of the features.
+        gaps = [[layer["gap"]["mean"] for layer in it["propagated"][0]["layers"]] for it in (one, other)]
+        assert all(before < after for before, after in zip(*gaps, strict=True))
+    with pytest.raises(MergescopeError, match="give a base, or leave centred out"):
+        run("--models", given["a"], given["b"], "--data", given["data"], "--centred")
+
+
+def test_the_seed_draws_the_intervals_of_barriers_too(usual):
+    barriers = [measured(*usual, "--no-local", "--seed", seed)["pairs"][0]["barrier"] for seed in (0, 1)]
+    assert barriers[0].pop("loss_interval") != barriers[1].pop("loss_interval")
+    assert barriers[0]["loss"] == barriers[1]["loss"]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """``mergescope merge``, as it is typed."""
 
+import json
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,9 @@ import torch
 import yaml
 from entered import entered
 from safetensors.torch import load_file, save_file
+
+import mergescope as ms
+from mergescope.merging import execute
 
 ENTRY = Path(sysconfig.get_path("scripts")) / "mergescope"
 
@@ -79,6 +84,37 @@ def test_a_merge_and_a_second_one(tmp_path, recipe):
     again = run(recipe, tmp_path / "out")
     assert again.returncode == 2 and "--overwrite" in again.stderr and "Traceback" not in again.stderr
     assert run(recipe, tmp_path / "out", "--overwrite").returncode == 0
+
+
+def test_the_card_has_the_parents_digests_unless_they_are_not_wanted(tmp_path, recipe):
+    digests = [ms.Checkpoint(tmp_path / name).digest for name in "ab"]
+    for options, there in (((), True), (("--no-digests",), False)):
+        assert run(recipe, tmp_path / "out", "--overwrite", *options).returncode == 0
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert [digest in card for digest in digests] == [there] * 2 and ("not computed" in card) != there
+
+
+def test_so_many_tensors_are_merged_at_once_and_planned_for(tmp_path, recipe, monkeypatch):
+    asked = []
+
+    class Counted(ThreadPoolExecutor):
+        def __init__(self, workers):
+            asked.append(workers)
+            super().__init__(workers)
+
+    monkeypatch.setattr(execute, "ThreadPoolExecutor", Counted)
+    assert run(recipe, tmp_path / "out", "--threads", "3").returncode == 0 and asked == [3]
+    one, three = (
+        json.loads(run(recipe, tmp_path / "never", "--threads", count, "--dry-run", "--json").stdout)
+        for count in (1, 3)
+    )
+    assert three["threads"] == 3 and three["expected_memory"] == 3 * one["expected_memory"]
+
+
+def test_files_are_no_larger_than_asked_for(tmp_path, recipe):
+    assert run(recipe, tmp_path / "out", "--max-shard-size", "480KB").returncode == 0
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors*"))
+    assert names == [*(f"model-0000{n}-of-00002.safetensors" for n in (1, 2)), "model.safetensors.index.json"]
 
 
 def test_every_mistake_of_a_recipe_is_printed_with_its_line(tmp_path, recipe):

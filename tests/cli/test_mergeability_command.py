@@ -112,6 +112,14 @@ def test_other_samples_are_collected_anew(quick, finished):
     assert not any(line["there"] for line in plan["units"]) and plan["forward_passes"] > 0
 
 
+def test_pairs_and_their_seed_reach_the_cases(quick, finished):
+    out, _ = finished
+    plan = json.loads(run("mergeability", *quick, "--pairs", 2, "--dry-run", "--json"))
+    assert {line["cases"] for line in plan["units"]} == {2 + 1 + 1}
+    plan = json.loads(run("mergeability", *quick, "--seed", 1, "--out", out, "--dry-run", "--json"))
+    assert not any(line["there"] for line in plan["units"])
+
+
 def test_a_plan_is_printed_and_nothing_is_made(quick, tmp_path):
     shown = run("mergeability", *quick, "--dry-run", "--out", tmp_path / "run")
     assert "family full: 8 cases" in shown and "forward passes of a batch" in shown

@@ -112,6 +112,9 @@ def test_options_reach_the_prediction(usual):
     assert found["samples"] == {"left": 4, "right": 4}
     few = json.loads(run(*usual, "--measure", "--checked", 0.1, 0.9, "--limit", 4, "--json").stdout)
     assert [it["coefficient"] for it in few["outcomes"] if it["measured"]] == [0.1, 0.9]
+    tokens = json.loads(run(*usual, *more, "--features", "cls", "--json").stdout)
+    gaps = [it["tests"][0]["layers"][0]["predicted"]["gap"]["mean"] for it in (found, tokens)]
+    assert gaps[0] != gaps[1]
     text = run(*usual, "--dry-run").stdout
     assert "1 pairs; 18 second derivatives of a batch; 1 models are run as well" in text
 

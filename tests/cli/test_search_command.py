@@ -81,6 +81,21 @@ def test_validation_and_test_are_different_samples(family, full):
         told(*full, "--validation-split", "test")
 
 
+@pytest.mark.parametrize(
+    ("more", "lams"),
+    [(("--no-extend",), {0, 0.25}), (("--up-to", 0.25), {0, 0.25}), (("--up-to", 0.5), {0, 0.25, 0.5})],
+)
+def test_the_grid_goes_on_while_its_end_is_best(full, more, lams):
+    found = told(*full[:4], "--grid", 0, 0.25, *more)  # of which 0.25 is the better one
+    scores = by(found, kind="lambda-search", measure="validation normalised accuracy")
+    assert {row["parameter"] for row in scores} == lams
+
+
+def test_the_split_to_choose_on_may_be_another_one(full):
+    plan = told(*full, "--validation-split", "train", "--limit", 20, "--dry-run")
+    assert plan["samples"] == {"validation": {"left": 20, "right": 20}, "test": {"left": 9, "right": 9}}
+
+
 @pytest.mark.parametrize("regime", ["full", "linearized"])
 @pytest.mark.parametrize("more", [(), ("--negate",), ("--methods", "linear", "task_arithmetic", "ties")])
 def test_the_plan_is_what_it_costs_at_most(family, regime, more):

@@ -64,6 +64,26 @@ def test_a_dry_run_says_what_it_costs_and_runs_nothing(usual, tmp_path):
     assert plan["samples"] == {"test": {"reviews": 10}, "validation": {"reviews": 12}}
 
 
+def test_so_many_subsets_are_drawn_with_the_seed(tmp_path):
+    given = given_family(tmp_path, names=("base", *"abcd"))
+    data = save_rows(tmp_path / "reviews.csv", texts(), label=labels(10, 2))
+    words = ["--models", *(given[name] for name in "abcd"), "--data", data, "--size", 2, "--layers", "output"]
+
+    def drawn(*more):
+        rows = json.loads(run(*words, "--json", *more))["results"]
+        return {row["points"] for row in rows if row["measure"] == "accuracy of averaged weights"}
+
+    assert len(drawn()) == 6 and len(drawn("--subset-limit", 3)) == 3
+    assert drawn("--subset-limit", 3, "--seed", 1) != drawn("--subset-limit", 3)
+
+
+def test_splits_may_change_places(usual):
+    plan = json.loads(
+        run(*usual, "--validation-split", "test", "--split", "validation", "--dry-run", "--json")
+    )
+    assert plan["samples"] == {"test": {"reviews": 12}, "validation": {"reviews": 10}}
+
+
 def test_soups_are_not_chosen_on_what_they_are_judged_by(usual):
     with pytest.raises(StudyError, match="the same for reviews"):
         run(*usual, "--validation-split", "test", "--split", "test")

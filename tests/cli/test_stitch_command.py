@@ -78,6 +78,11 @@ def test_negation_is_measured_on_the_other_tasks_as_well(usual):
     assert "- left on right" in table and "- right" in table
 
 
+def test_pairs_are_added_as_they_are_named(usual):
+    found = json.loads(run(*usual, "--pairs", "right:left", "--json").stdout)
+    assert {score["points"] for score in found["scores"] if score["kind"] == "mixed"} == {"right + left"}
+
+
 def test_mistakes_are_told(usual):
     with pytest.raises(MergescopeError, match="leave --pairs left:right out"):
         run(*usual, "--negate", "--pairs", "left:right")

@@ -161,6 +161,7 @@ def task_spec(
     label_column: str | None = None,
     text: str | None = None,
     answer_column: str | None = None,
+    image_column: str | None = None,
 ) -> TaskSpec:
     """The description of a task.
 
@@ -171,6 +172,7 @@ def task_spec(
         label_column: the labels' column, if its name does not say so.
         text: the texts' column, two with a comma between, or a template with columns in braces.
         answer_column: what is to be written, which makes it a text-to-text task.
+        image_column: the images' column, if there are several.
 
     Returns:
         The description. For data that nobody has described, their columns decide what kind of task
@@ -185,7 +187,7 @@ def task_spec(
         >>> task_spec("dtd@v1").revision
         'v1'
     """
-    said = _Said(label_column, text, answer_column)
+    said = _Said(label_column, text, answer_column, image_column)
     given = os.fspath(name_or_path).strip()
     if (path := usable_path(given, DataError)).exists():
         return _described(path.resolve().name, given, said)
@@ -218,6 +220,7 @@ class _Said:
     label: str | None = None
     text: str | None = None
     answer: str | None = None
+    image: str | None = None
 
     def over(self, spec: TaskSpec) -> TaskSpec:
         # What is known of a task stays where nothing is said.
@@ -324,7 +327,7 @@ def _roles(table: datasets.Dataset, source: str, said: _Said) -> tuple[str, dict
             "label, or put images into one directory a class."
         )
     if pictures:
-        return IMAGES, {"image": choose_image_column(table), "label": label}
+        return IMAGES, {"image": choose_image_column(table, said.image), "label": label}
     feature = table.features[label]
     if not is_value(feature) and not hasattr(feature, "names"):
         raise DataError(

@@ -62,7 +62,8 @@ class Classifier(nn.Module):
         """
         if self.normalise:
             embedding = F.normalize(embedding, dim=-1)
-        return F.linear(embedding, self.weight, self.bias)  # type: ignore[arg-type]
+        weight: Any = self.weight  # a mean over tokens is of float32, whatever the network computes in
+        return F.linear(embedding.to(weight.dtype), weight, self.bias)  # type: ignore[arg-type]
 
 
 class WithHead(nn.Module):

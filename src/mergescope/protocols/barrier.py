@@ -97,6 +97,7 @@ def barrier(
     alphas: Sequence[Number],
     *,
     units: np.ndarray | None = None,
+    seed: int = 0,
 ) -> Barrier:
     """The linear-mode-connectivity barrier (CTL 2).
 
@@ -110,6 +111,7 @@ def barrier(
         b: the model at alpha = 0.
         alphas: the interior grid.
         units: as for [`linearity`][mergescope.linearity], for the intervals.
+        seed: of the intervals.
 
     Returns:
         The curve and its barriers.
@@ -135,7 +137,7 @@ def barrier(
     return Barrier(
         positions, loss, error,
         float(_excess(loss, positions).max()), float(_excess(error, positions).max()),
-        _interval(losses, positions, units), _interval(errors, positions, units),
+        _interval(losses, positions, units, seed), _interval(errors, positions, units, seed),
     )  # fmt: skip
 
 
@@ -147,8 +149,10 @@ def _excess(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
         return np.asarray((values - at * first - (1 - at) * second)[(positions > 0) & (positions < 1)])
 
 
-def _interval(values: np.ndarray, positions: np.ndarray, units: np.ndarray | None) -> tuple[float, float]:
-    each = bootstrap(_excess(values, positions).T, units)
+def _interval(
+    values: np.ndarray, positions: np.ndarray, units: np.ndarray | None, seed: int
+) -> tuple[float, float]:
+    each = bootstrap(_excess(values, positions).T, units, seed=seed)
     return max(found.low for found in each), max(found.high for found in each)
 
 

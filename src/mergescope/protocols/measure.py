@@ -438,7 +438,8 @@ def _measured(pair: _Wanted, parts: Sequence[Trace], base: Point | None, s: Sett
         {alpha: linearity(parts, test, units=units, seed=s.seed) for alpha, test in pair.tests.items()},
         {alpha: linearity(parts, test, units=units, local=True, seed=s.seed) for alpha, test in pair.tests.items()}
         if local else {},
-        barrier(parts, pair.left, pair.right, list(pair.tests), units=units) if all(map(_has_losses, parts)) else None,
+        barrier(parts, pair.left, pair.right, list(pair.tests), units=units, seed=s.seed)
+        if all(map(_has_losses, parts)) else None,
         _agreement(parts, pair, units, s), bool(s.linearized),
     )  # fmt: skip
 

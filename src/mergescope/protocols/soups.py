@@ -249,6 +249,7 @@ class _Passes:
 
     traces: list[Trace]
     outputs: list[Outputs | NextTokenLoss]
+    seed: int
 
     @classmethod
     def of(
@@ -290,7 +291,7 @@ class _Passes:
                     f"{name}: the data have no labels, so there is no accuracy. Yield (inputs, labels)."
                 )
             outputs.append(said)
-        return cls(traces, outputs)
+        return cls(traces, outputs, s.seed)
 
     @property
     def texts(self) -> bool:
@@ -315,4 +316,4 @@ class _Passes:
         return self.sign * float(np.mean([np.nanmean(values) for values in self._values(point)]))
 
     def summary(self, key: Any) -> Summary:
-        return over_tasks(self._values(key))
+        return over_tasks(self._values(key), seed=self.seed)

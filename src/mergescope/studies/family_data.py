@@ -51,8 +51,9 @@ def held_out_rows(
         columns = {name: said.get(name) for name in ("text_column", "template", "prompt")}
         return _texts(task.source, split, limit, seed), columns | length
     spec = task_spec(
-        task.source, label_column=said.get("label_column"), text=text, answer_column=said.get("answer_column")
-    )
+        task.source, label_column=said.get("label_column"), text=text, answer_column=said.get("answer_column"),
+        image_column=said.get("image_column"),
+    )  # fmt: skip
     if spec.kind == TEXT_TO_TEXT and task.classes is not None:  # its answers are classes for this network
         spec = replace(
             spec, kind=TEXTS, wording=None, columns={"text": "text", "label": said.get("label_column") or "label"}

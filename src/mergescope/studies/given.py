@@ -151,6 +151,9 @@ class Given:
         held = self.held[0]
         settings = replace(self.settings, local=False, centred=False, linearized=False, progress=False)
         twin = build(self.sources[self.homes[held.name]], settings, "float32", held.fixed)
+        if isinstance(held.model, WithHead):
+            place = next(twin.parameters()).device
+            twin = WithHead(twin, held.model.task_head).to(place).eval()
         names = sorted(self.models, key=lambda name: name != held.owner)[:2]
         models, base = {name: self.models[name] for name in names}, None if len(names) > 1 else self.base
         first = [next(iter(held.batches))]

@@ -178,7 +178,10 @@ def _classification(tune: FineTune) -> TaskSpec:
             f"answer_column={tune.answer_column!r}: this network gives classes and writes nothing. Use "
             "label_column, or an encoder-decoder."
         )
-    spec = task_spec(tune.task, label_column=tune.label_column, text=tune.template or tune.text_column)
+    spec = task_spec(
+        tune.task, label_column=tune.label_column, text=tune.template or tune.text_column,
+        image_column=tune.image_column,
+    )  # fmt: skip
     if spec.kind != TEXT_TO_TEXT:
         return spec
     if spec.classes is None:
