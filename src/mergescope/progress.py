@@ -35,13 +35,24 @@ def quiet_packages() -> None:
         warnings.simplefilter("ignore")
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that speaks, of those that ``accelerate launch`` or ``torchrun`` started.
+
+    Returns:
+        True as well where there is one process only.
+    """
+    return os.environ.get("RANK", "0") == "0"
+
+
 def shows_bars() -> bool:
     """Whether standard error is a terminal that can draw bars.
 
     Returns:
-        False for files and pipes, and for a terminal that only prints line after line (``TERM=dumb``).
+        False for files and pipes, for a terminal that only prints line after line (``TERM=dumb``), and for all but the
+        first of several processes that train together.
     """
-    return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+    draws = sys.stderr.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+    return draws and is_first_process()
 
 
 @contextmanager

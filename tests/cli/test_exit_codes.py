@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from mergescope import cli
-from mergescope.cli import study
+from mergescope.cli import commands, study
 
 ENTRY = Path(sysconfig.get_path("scripts")) / "mergescope"
 PAGE = Path(__file__).parents[2] / "docs" / "exit-codes.md"
@@ -117,3 +117,73 @@ def test_130_also_from_a_command_that_a_study_runs(monkeypatch):
     with pytest.raises(KeyboardInterrupt):  # so that the study does not go on with its next command
         study._run_words(["geometry", "a", "--base", "b"])
     assert CliRunner().invoke(cli.app, ["geometry", "a", "--base", "b"]).exit_code == 130
+
+
+KEPT = "What is finished is kept: run the same command again"
+ANEW = "run the same command again, and it begins anew"
+
+
+def interrupted(monkeypatch, capsys, *words):
+    """What a command says that is interrupted as soon as it works; on Ray, no cluster is started."""
+
+    def stop(*given, **options):
+        raise KeyboardInterrupt
+
+    for place in (
+        "soup.require_family",
+        "measure.require_family",
+        "evaluate.require_family",
+        "geometry.models_or_family",
+    ):
+        monkeypatch.setattr(f"mergescope.cli.{place}", stop)
+    monkeypatch.setattr("mergescope.studies.papers.runner.find_paper_study", stop)
+    monkeypatch.setattr("mergescope.cli.engine_options._begin", lambda stack, **said: None)
+    monkeypatch.setattr(sys, "argv", ["mergescope", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
+    return capsys.readouterr().err
+
+
+def test_130_the_message_promises_only_what_the_command_keeps(monkeypatch, capsys, tmp_path):
+    def said(*words):
+        return interrupted(monkeypatch, capsys, *words)
+
+    out = ("--out", tmp_path)
+    assert f"Nothing was kept: {ANEW}." in said("soup", *out)
+    assert f"keeps nothing with --engine ray: {ANEW}" in said("measure", *out, "--engine", "ray")
+    assert f"keeps nothing with --executor streamed: {ANEW}" in said(
+        "measure", *out, "--executor", "streamed"
+    )
+    assert ANEW in said("measure", *out)  # of its passes, nothing is there yet
+    (tmp_path / "passes" / "measure-1").mkdir(parents=True)
+    (tmp_path / "passes" / "measure-1" / "00000000.npz").touch()
+    assert f"{KEPT}." in said("measure", *out)
+    assert f"{ANEW}. With --out it would go on." in said("evaluate")
+    for more in ((), ("--engine", "ray"), ("--executor", "streamed")):
+        assert f"{KEPT}." in said("evaluate", *out, *more)
+
+
+def test_130_of_a_study_the_message_is_that_of_its_command_or_of_its_steps(monkeypatch, capsys, tmp_path):
+    words = ("study", "run", "averaging", "--family", "somewhere", "--out", tmp_path)
+    assert ANEW in interrupted(monkeypatch, capsys, *words)  # it runs soup
+    words = ("study", "run", "addition", "--family", "somewhere", "--out", tmp_path)
+    monkeypatch.setattr(
+        "mergescope.cli.search.require_family", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    assert f"{KEPT}." in interrupted(monkeypatch, capsys, *words)
+    assert f"{KEPT}." in interrupted(monkeypatch, capsys, "study", "run", "ctl-fig4")
+    with pytest.raises(KeyboardInterrupt) as stop:  # a step that is soup: the steps before it are kept
+        study._run_step(["soup", "--out", str(tmp_path)])
+    assert not isinstance(stop.value, commands.InnerInterrupt)
+
+
+def test_130_every_command_is_known_to_go_on_or_not():
+    names = {it.name for it in cli.app.registered_commands} | {"run"}
+    assert {*commands.GO_ON, *commands.GO_ON_IN_OUT, "merge"} <= names
+    page = (PAGE.parent / "determinism.md").read_text(encoding="utf-8").partition("## Interrupted")[2]
+    lists = page.partition("What is kept is used")[0]
+    assert {*commands.GO_ON_IN_OUT, "merge", "finetune"} <= set(re.findall(r"`(\w+)", lists))
+    assert names - set(re.findall(r"`(\w+)", lists)) == {
+        "demo", "run", "soup", "geometry", "check", "layers", "report", "doctor",
+    }  # fmt: skip

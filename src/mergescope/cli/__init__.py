@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from importlib import metadata
 from typing import Annotated
 
@@ -31,10 +32,10 @@ from mergescope.cli import (
     study,
     theorems,
 )
-from mergescope.cli.commands import INTERRUPTED, command
+from mergescope.cli.commands import INTERRUPTED, command, last_interruption
 from mergescope.cli.engine_options import takes_engine
 from mergescope.errors import MergescopeError, printable
-from mergescope.progress import quiet_packages
+from mergescope.progress import is_first_process, quiet_packages
 
 app = typer.Typer(
     name="mergescope",
@@ -87,6 +88,9 @@ def _root(
 
 _state = {"debug": False}
 
+_GRACE = 30.0
+"""Seconds in which a launcher ends the other processes after the first has failed."""
+
 
 def main() -> None:
     """Run the command line: user errors print their message and exit 2, bugs keep their traceback.
@@ -97,7 +101,7 @@ def main() -> None:
     """
     quiet_packages()
     try:
-        app()
+        _run()
     except MergescopeError as error:
         if _state["debug"]:
             raise
@@ -108,11 +112,17 @@ def main() -> None:
         )
         sys.exit(2)
     except SystemExit as end:
-        if end.code == INTERRUPTED:
-            print(
-                "Interrupted. What is finished is kept: run the same command again (a merge with --resume).",
-                file=sys.stderr,
-            )
+        if end.code == INTERRUPTED and is_first_process():
+            print(f"Interrupted. {last_interruption()}", file=sys.stderr)
+        raise
+
+
+def _run() -> None:
+    try:
+        app()
+    except Exception:
+        if not is_first_process():  # most likely it failed as the first did, which tells why, and once
+            time.sleep(_GRACE)
         raise
 
 

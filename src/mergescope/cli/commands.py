@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import typer
@@ -16,6 +16,82 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 INTERRUPTED = 130
 """What a command exits with after Ctrl-C."""
+
+GO_ON = ("demo", "finetune", "run")
+"""Commands that go on where they were; ``run`` is that of studies."""
+
+GO_ON_IN_OUT = (
+    "evaluate", "search", "stitch", "disentangle", "predict", "curvature", "theorems", "mergeability", "measure",
+    "equations",
+)  # fmt: skip
+"""Commands that go on if they have a run directory, which keeps what is finished."""
+
+BY_BATCHES = ("measure", "equations")
+"""Of these, those that keep batches of passes in this process, and not finished passes."""
+
+_last = {"words": ""}
+
+
+class InnerInterrupt(KeyboardInterrupt):
+    """Ctrl-C in a command that another one ran: that one goes on as far as the inner one does.
+
+    Args:
+        words: what the inner one says of that.
+    """
+
+    def __init__(self, words: str) -> None:
+        super().__init__(words)
+        self.words = words
+
+
+def after_interruption(name: str, given: Mapping[str, Any]) -> str:
+    """What to do after Ctrl-C, which depends on what the command has kept.
+
+    Args:
+        name: of the command.
+        given: its options.
+
+    Returns:
+        One or two sentences.
+
+    Example:
+        >>> after_interruption("merge", {})
+        'What is finished is kept: run the same command again with --resume.'
+        >>> after_interruption("soup", {"out": "run"})
+        'Nothing was kept: run the same command again, and it begins anew.'
+        >>> after_interruption("search", {"out": None})
+        'Nothing was kept: run the same command again, and it begins anew. With --out it would go on.'
+    """
+    kept = "What is finished is kept: run the same command again"
+    anew = "run the same command again, and it begins anew."
+    nothing = f"Nothing was kept: {anew}"
+    if given.get("dry_run"):
+        return nothing
+    if name == "merge":
+        return f"{kept} with --resume."
+    if name in GO_ON:
+        return f"{kept}."
+    if name not in GO_ON_IN_OUT:
+        return nothing
+    if name in BY_BATCHES:
+        for option, value in (("engine", "ray"), ("executor", "streamed")):
+            if given.get(option) == value:
+                return f"{name} keeps nothing with --{option} {value}: {anew}"
+    if given.get("out") is None:
+        return f"{nothing} With --out it would go on."
+    # Until there is something, the promise would be empty; some families are streamed without an option.
+    if name in BY_BATCHES and not any((given["out"] / "passes").rglob("*.npz")):
+        return nothing
+    return f"{kept}."
+
+
+def last_interruption() -> str:
+    """What the command that was interrupted last said of going on.
+
+    Returns:
+        Its words.
+    """
+    return _last["words"]
 
 
 def command(app: typer.Typer, name: str, *many: str) -> Callable[[Command], Command]:
@@ -47,7 +123,9 @@ def command(app: typer.Typer, name: str, *many: str) -> Callable[[Command], Comm
             try:
                 with results_alone(given.get("as_json", False)):
                     function(*args, **given)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
+                known = stop.words if isinstance(stop, InnerInterrupt) else None
+                _last["words"] = known or after_interruption(name, given)
                 raise typer.Exit(INTERRUPTED) from None
 
         app.command(name, cls=many_values(*many))(completed(run))

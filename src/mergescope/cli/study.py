@@ -6,16 +6,20 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mergescope.cli.commands import INTERRUPTED, command
+from mergescope.cli.commands import INTERRUPTED, InnerInterrupt, command, last_interruption
 from mergescope.cli.engine_options import takes_engine
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
 from mergescope.cli.printing import JSON, print_json
 from mergescope.errors import MergescopeError, StudyError, did_you_mean, near_paths
 from mergescope.studies import Study, default_directory, find_study
+
+if TYPE_CHECKING:
+    from mergescope.studies.papers.spec import PaperStudy
+    from mergescope.tracing.engines import Engine
 
 app = typer.Typer(help="The papers' experiments: list, show, run, publish.", no_args_is_help=True)
 
@@ -214,7 +218,7 @@ def _run_papers(
         raise StudyError("--out is of one study. With --all, every study has a directory under --work.")
     studies = paper_studies() if name is None else [find_paper_study(name)]
     sources = Sources(None if data_root is None else data_root.resolve())
-    problems, told, chosen = [], [], []
+    problems, told, chosen, reported = [], [], [], []
     made: dict[Any, Any] = {}
     # Several networks at a time may be too many for the memory of another device.
     with engine_or_processes(workers or (None if device == "cpu" else 1)) as engine:
@@ -233,9 +237,7 @@ def _run_papers(
             )  # fmt: skip
             chosen.append((study, where))
         if len(chosen) > 1 and not dry_run:
-            typer.echo(
-                f"Training models and running commands of {len(chosen)} studies; then results, one by one."
-            )
+            typer.echo(f"Training models and running commands of {len(chosen)} studies; then their results.")
             run_steps(chosen, preset)
         for study, where in chosen:
             if dry_run:
@@ -247,16 +249,16 @@ def _run_papers(
                     "study": study.name, "preset": preset, "directory": str(where.out), "plan": lines
                 })  # fmt: skip
                 continue
-            typer.echo(f"{study.name}: {study.title}")
             try:
                 run_study(study, preset, where)
             except MergescopeError as error:
                 if name is not None:
                     raise
                 problems.append(f"{study.name}: {error}")  # the others may do without what is missing
-                typer.echo(f"Left out. {error}")
+                typer.echo(f"{study.name}: left out. {error}")
                 continue
-            told.append(_reported(where.out, as_json))
+            reported.append((study, where.out))
+        told += _reported_together(reported, engine, as_json)
     if name is None:
         if train_steps is None:
             told += _run_sweeps(preset, work, data_root, workers, device, dry_run, as_json, problems)
@@ -273,13 +275,26 @@ def _run_papers(
         raise StudyError(f"{len(problems)} of {count} studies did not run:\n{listing}")
 
 
-def _reported(run_dir: Path, as_json: bool) -> dict[str, Any]:
+def _reported(run_dir: Path, as_json: bool, path: Path | None = None) -> dict[str, Any]:
     from mergescope.cli.report import report_content, show_report
 
     if as_json:
-        return report_content(run_dir)
-    show_report(run_dir)
+        return report_content(run_dir, path)
+    show_report(run_dir, path)
     return {}
+
+
+def _reported_together(
+    runs: Sequence[tuple[PaperStudy, Path]], engine: Engine, as_json: bool
+) -> list[dict[str, Any]]:
+    from mergescope.reports import build_report
+
+    paths = engine.map(build_report, [run_dir for _, run_dir in runs], f"drawing {len(runs)} reports")
+    told = []
+    for (study, run_dir), path in zip(runs, paths, strict=True):
+        typer.echo(f"{study.name}: {study.title}")
+        told.append(_reported(run_dir, as_json, path))
+    return told
 
 
 def _run_sweeps(
@@ -335,14 +350,17 @@ def _run_words(words: Sequence[str]) -> None:
     from mergescope.cli import app as commands
 
     if commands(list(words), standalone_mode=False) == INTERRUPTED:
-        raise KeyboardInterrupt
+        raise InnerInterrupt(last_interruption())
 
 
 def _run_step(words: Sequence[str]) -> None:
     from mergescope.reports.html import without_reports
 
     with without_reports():  # mergescope report makes that of a step
-        _run_words(words)
+        try:
+            _run_words(words)
+        except InnerInterrupt:
+            raise KeyboardInterrupt from None  # the study goes on at this step, whatever its command keeps
 
 
 def _checked(name: str, preset: str, tasks: str) -> Study:

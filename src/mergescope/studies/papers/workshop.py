@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -140,36 +140,40 @@ class Workshop:
             usable_device(self.device)  # accelerate would take the processor without a word
         found: dict[int, Path | MergescopeError] = {}
         while len(found) < len(makings):
-            plans: dict[Path, FamilyPlan] = {}
+            asked: dict[int, _Asked] = {}
             for number, making in enumerate(makings):
-                ended = None if number in found else self._next(making, plans)
-                if ended is not None:
-                    found[number] = ended
-            if plans:
-                self._train(list(plans.values()))
+                if number in found:
+                    continue
+                try:
+                    asked[number] = _Asked(*next(making))
+                except StopIteration as done:
+                    found[number] = Path(done.value)
+                except MergescopeError as error:
+                    found[number] = error
+            plans = self._plans({it.out: it for it in asked.values()}.values())  # repetitions share a base
+            for number, it in asked.items():
+                if isinstance(plan := plans[it.out], MergescopeError):
+                    found[number] = plan
+            ready = [plan for plan in plans.values() if not isinstance(plan, MergescopeError)]
+            if ready:
+                self._train(ready)
         return [found[number] for number in range(len(makings))]
 
-    def _next(self, making: Making, plans: dict[Path, FamilyPlan]) -> Path | MergescopeError | None:
-        try:
-            out, config = next(making)
-            if out not in plans:  # repetitions share a base
-                plans[out] = self._plan(out, config)
-        except StopIteration as done:
-            return Path(done.value)
-        except MergescopeError as error:
-            return error
-        return None
+    @property
+    def _in_workers(self) -> bool:
+        return self.device == "cpu" or self.engine.device is not None
 
-    def _plan(self, out: Path, config: dict[str, Any]) -> FamilyPlan:
-        plan = plan_family(read_family_config(config), out)
-        if self.device == "cpu" or self.engine.device is not None:
-            plan.data.clear()  # workers open them; those of many families may be more than memory holds
-        return plan
+    def _plans(self, asked: Collection[_Asked]) -> dict[Path, FamilyPlan | MergescopeError]:
+        # Looking at a family opens and encodes its data, which takes a while.
+        if self._in_workers:
+            plans = self.engine.map(_looked_at, asked, f"looking at the data of {len(asked)} families")
+        else:
+            plans = [_planned(it) for it in asked]
+        return {it.out: plan for it, plan in zip(asked, plans, strict=True)}
 
     def _train(self, plans: Sequence[FamilyPlan]) -> None:
-        theirs = self.engine.device  # of workers that have one of their own
-        if self.device == "cpu" or theirs is not None:
-            train_together(plans, self.engine, theirs or "cpu")
+        if self._in_workers:
+            train_together(plans, self.engine, self.engine.device or "cpu")
             return
         for plan in plans:  # several models at a time may be too many for another device
             plan.run(progress=self.progress)
@@ -177,6 +181,29 @@ class Workshop:
 
 Making: TypeAlias = Generator[tuple[Path, dict[str, Any]], None, Path]
 """A family in the making: it asks for directories with the models of configurations, and ends with its own."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    out: Path
+    config: dict[str, Any]
+
+    def __str__(self) -> str:
+        return self.out.name
+
+
+def _planned(asked: _Asked) -> FamilyPlan | MergescopeError:
+    try:
+        return plan_family(read_family_config(asked.config), asked.out)
+    except MergescopeError as error:
+        return error
+
+
+def _looked_at(asked: _Asked) -> FamilyPlan | MergescopeError:
+    plan = _planned(asked)
+    if not isinstance(plan, MergescopeError):
+        plan.data.clear()  # who trains opens them; those of many families may be more than memory holds
+    return plan
 
 
 def with_steps(config: Mapping[str, Any], steps: int) -> dict[str, Any]:
