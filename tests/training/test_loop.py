@@ -622,7 +622,5 @@ def test_several_processes_take_shares_of_a_batch():
     for index in range(3):
         train(made(), Seen(toy().split), recipe(steps=3), seed=4, runner=Share(index), progress=False)
     shares = [[taken[step + 3 * index] for index in range(3)] for step in range(3)]
-    assert [[len(share) for share in step] for step in shares] == [[3, 3, 3], [3, 3, 3], [2, 2, 2]]
-    # Of a batch of 8, one sample is taken twice, so that no process waits for a step that another does not take.
-    assert [len(set(sum(step, []))) for step in shares] == [8, 8, 6]
-    assert set(sum(sum(shares, []), [])) == set(range(SAMPLES))
+    assert [[len(share) for share in step] for step in shares] == [[3, 3, 2], [3, 3, 2], [2, 2, 2]]
+    assert sorted(sum(sum(shares, []), [])) == list(range(SAMPLES))

@@ -90,12 +90,16 @@ def finetune(
     config = read_family_config(_mapping(said) if family is None else family)
 
     from mergescope.studies.family_run import plan_family
+    from mergescope.training.processes import processes
 
-    plan = plan_family(config, out)
-    if dry_run:
-        _print(plan.to_dict(), lambda: _plan_parts(plan), as_json)
-        return
     where = None if device == "auto" else device
+    state = processes(where)
+    with state.main_process_first():  # which prepares data for all, and tells what is wrong
+        plan = plan_family(config, out)
+    if dry_run:
+        if state.is_main_process:
+            _print(plan.to_dict(), lambda: _plan_parts(plan), as_json)
+        return
     from mergescope.tracing.engines import chosen_engine, engine_or_processes
 
     if chosen_engine() is None and (workers or 1) == 1:
@@ -103,7 +107,8 @@ def finetune(
     else:
         with engine_or_processes(workers) as engine:
             made = plan.run(tensorboard=tensorboard, device=where, engine=engine)
-    _print(made.to_dict(), lambda: _family_parts(made), as_json)
+    if state.is_main_process:
+        _print(made.to_dict(), lambda: _family_parts(made), as_json)
 
 
 _ELSEWHERE = ("family", "out", "tensorboard", "device", "workers", "dry_run", "as_json")

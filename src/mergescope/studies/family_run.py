@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mergescope.studies.rundir import RunDirectory
 from mergescope.studies.tensorboard import Log, require_tensorboard
 from mergescope.studies.training_data import FineTune, TaskData, open_task
 from mergescope.tracing.engines import Engine
+from mergescope.training.processes import processes
 from mergescope.training.recipe import Recipe
 from mergescope.training.regimes import TrainableRow, trainable_table
 from mergescope.weights import Checkpoint
@@ -96,6 +97,8 @@ class FamilyPlan:
     ) -> FamilyDirectory:
         """Train what is not finished; ``family.yaml`` grows with every model.
 
+        Processes that ``accelerate launch`` started train each model together; the first of them writes.
+
         Args:
             progress: show bars on a terminal.
             tensorboard: directory of TensorBoard logs, one in it for each model.
@@ -108,20 +111,29 @@ class FamilyPlan:
             The family.
 
         Raises:
-            StudyError: another process works on it, or steps are to be logged from several processes.
+            StudyError: another process works on it, or steps are to be logged from several processes, or workers
+                are asked for in several processes.
             MergescopeError: training diverged.
         """  # noqa: DOC502 (raised by what this calls)
         if tensorboard is not None:
             require_tensorboard()
         if engine is not None and (tensorboard is not None or on_log is not None):
             raise StudyError("Steps are logged by this process only. Leave the workers or the logs out.")
+        state = processes(device)
+        if engine is not None and state.num_processes > 1:
+            raise StudyError(
+                f"{state.num_processes} processes train each model together, so none is left for workers. Leave "
+                "--workers and --engine out, or start one process."
+            )
         if engine is not None:
             train_together([self], engine, device)
             return self.family
         if self.is_on_disk:
             return self.family
-        with RunDirectory(self.family.path).locked():
-            self._begin()
+        state.wait_for_everyone()  # all have looked at what is there, before the first changes it
+        with RunDirectory(self.family.path).locked() if state.is_main_process else nullcontext():
+            state.wait_for_everyone()  # none begins where another command is at work
+            self._begin(state.is_main_process)
             for place, model in enumerate(self.models):
                 if not model.finished:
                     prepared = prepare(model.tune, base=self.base, data=self.data.get(model.task))
@@ -132,7 +144,7 @@ class FamilyPlan:
                         prepared, self._folder(model), progress=progress, tensorboard=logs, device=device,
                         on_log=on_log, threads=threads,
                     )  # fmt: skip
-                self._add(model)
+                self._add(model, state.is_main_process)
         return self.family
 
     @property
@@ -146,13 +158,15 @@ class FamilyPlan:
     def _folder(self, model: Planned) -> Path:
         return self.family.folder(model.regime, model.task)
 
-    def _begin(self) -> None:
+    def _begin(self, writes: bool = True) -> None:
         self.family = self.family.with_models(self.tasks, ())
-        self.family.write()
+        if writes:
+            self.family.write()
 
-    def _add(self, model: Planned) -> None:
+    def _add(self, model: Planned, writes: bool = True) -> None:
         self.family = self.family.with_models({}, [_member(model, self._folder(model))])
-        self.family.write()
+        if writes:
+            self.family.write()
 
     def _items(self, device: str | None) -> list[_Item]:
         size = sum(spec.numel for spec in self.base.spec.values())

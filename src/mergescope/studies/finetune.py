@@ -33,6 +33,7 @@ from mergescope.studies.tensorboard import Log, Logs
 from mergescope.studies.training_data import Encoded, FineTune, TaskData, open_task
 from mergescope.training.loop import History, evaluate, train
 from mergescope.training.objective import Objective
+from mergescope.training.processes import processes
 from mergescope.training.regimes import Regime, regime
 from mergescope.weights import Checkpoint
 from mergescope.weights.chunks import torch_threads
@@ -139,7 +140,8 @@ def finetune(
 
     The directory holds the body as an ordinary checkpoint of the base's class and keys, with its
     configuration and tokenizer, the head beside it (``head.safetensors``), ``finetune.yaml``,
-    ``training.parquet``. It appears when it is complete; an interrupted run goes on where it was.
+    ``training.parquet``. It appears when it is complete; an interrupted run goes on where it was. Several processes
+    that ``accelerate launch`` started train together; the first of them writes, logs and shows bars.
 
     Args:
         prepared: from [`prepare`][].
@@ -170,7 +172,8 @@ def finetune(
     if accelerator.is_main_process:
         write_record(work / STARTED, {"key": prepared.key, **description(prepared)})
     on_cpu = accelerator.device.type == "cpu"
-    with torch_threads(threads if on_cpu else torch.get_num_threads()), Logs(tensorboard, on_log) as log:
+    logs = Logs(tensorboard, on_log) if accelerator.is_main_process else Logs()
+    with torch_threads(threads if on_cpu else torch.get_num_threads()), logs as log:
         _train_and_write(prepared, work, accelerator, log, progress)
     if accelerator.is_main_process:
         (work / "checkpoint").rename(out)
@@ -184,7 +187,8 @@ def _train_and_write(
 ) -> None:
     tune = prepared.tune
     trained = prepared.regime.prepare(prepared.network).to(accelerator.device)
-    model: nn.Module = accelerator.prepare(trained)
+    # Without a wrapper for several processes: the loop adds their gradients up.
+    model: nn.Module = accelerator.prepare_model(trained, evaluation_mode=True)
     data = {name: Encoded(part) for name, part in prepared.parts.items()}
     best = work / "best.pt"
 
@@ -201,7 +205,7 @@ def _train_and_write(
     )  # fmt: skip
     accelerator.wait_for_everyone()
     if tune.keep == "best" and best.is_file():
-        trained.load_state_dict(torch.load(best, map_location=accelerator.device, weights_only=True))
+        trained.load_state_dict(torch.load(best, map_location="cpu", weights_only=True))
     state = prepared.regime.state(trained)
     results: dict[str, dict[str, float]] = {}
     if history.evaluations:  # training ends with one; that of the kept weights is known
@@ -220,12 +224,10 @@ def _train_and_write(
 def _accelerator(device: str | None, precision: str) -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs
 
+    processes(device)
     AcceleratorState._reset_state()  # else the first model's precision would be that of all in this process
-    # Heads read hidden states: the pooler of a backbone gets no gradient.
-    several = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[several])
+    return Accelerator(cpu=device == "cpu", mixed_precision=precision)
 
 
 def _write(

@@ -18,6 +18,7 @@ from mergescope.errors import DataError, MergescopeError
 from mergescope.models.calling import to_device
 from mergescope.progress import progress_bar
 from mergescope.training.objective import Objective
+from mergescope.training.processes import add_up, average_statistics, totals, unwrapped
 from mergescope.training.recipe import Recipe
 from mergescope.training.runner import OneProcess, Runner
 from mergescope.weights.files import atomic_file
@@ -112,7 +113,8 @@ def train(
 
     The order of samples and dropout follow from the seed. A run that was interrupted goes on from
     its last saved state and ends, on a CPU, in the same weights bit for bit. A BatchNorm none of
-    whose parameters may change keeps its running statistics too.
+    whose parameters may change keeps its running statistics too. Several processes share each batch and
+    take the steps that one would, rounding aside; but a BatchNorm that trains sees its process's share only.
 
     Args:
         model: the network, on the runner's device.
@@ -141,6 +143,7 @@ def train(
     """  # noqa: DOC502 (raised by what this calls)
     if not len(data):
         raise DataError("There is nothing to train on: the training split is empty.")
+    model = unwrapped(model)
     parameters = list(model.parameters()) if trainable is None else list(trainable)
     if not parameters:
         raise MergescopeError("There is nothing to train: no parameter may change.")
@@ -183,6 +186,7 @@ class _Run:
         key: str,
     ) -> None:
         self.model, self.data, self.recipe, self.parameters = model, data, recipe, parameters
+        self.seed = seed
         self.evaluation, self.runner, self.state, self.key = evaluation, runner, state, key
         self.objective = Objective(like, classes, recipe.label_smoothing)
         self.measured = Objective(like, classes)
@@ -218,23 +222,27 @@ class _Run:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.runner.device)
-        workers = self.runner.num_processes
-        # Each process gets as many samples, else they would wait for each other: of a last batch, some twice.
-        even = places.repeat(workers)[: -(-len(places) // workers) * workers]
-        mine = even[self.runner.process_index :: workers]
-        parts, count = mine.chunk(recipe.accumulate), 0
+        process, workers = self.runner.process_index, self.runner.num_processes
+        if process:  # dropout of its own, which follows from the step: a state holds that of the first only
+            torch.manual_seed(hash((self.seed, self.step, process)))
+        mine = places[process::workers]  # of a small batch, none for some
+        parts, count = mine.chunk(recipe.accumulate) if len(mine) else (), 0
+        weighted = workers > 1 or len(parts) > 1
         for part in parts:
             inputs, labels = (to_device(value, self.runner.device) for value in self.data.batch(part))
             with self.runner.autocast():
                 mean, _, predictions = self.objective(self.model, inputs, labels)
-            if len(parts) > 1 and not predictions:  # texts without a token to predict: their mean is NaN
+            if weighted and not predictions:  # texts without a token to predict: their mean is NaN
                 continue
-            share = predictions / len(mine) if len(parts) > 1 else 1
+            share = predictions / len(places) if weighted else 1
             self.runner.backward(mean * share if share != 1 else mean)
             loss += mean.detach() * share
             count += predictions
-        if len(parts) > 1 and count != len(mine):  # tokens: how many there are is known only now
-            loss = self._rescale(loss, len(mine) / max(count, 1))
+        if workers > 1:
+            loss, count = add_up(self.runner, self.parameters, loss, count)
+            average_statistics(self.runner, self.model)
+        if weighted and count != len(places):  # tokens: how many there are is known only now
+            loss = self._rescale(loss, len(places) / max(count, 1))
         norm = (
             float("nan")
             if recipe.clip is None
@@ -295,7 +303,7 @@ class _Run:
             return
         self.saved = self.history.seconds
         content = {
-            "key": self.key, "model": _unwrapped(self.model).state_dict(), "optimizer": self.optimizer.state_dict(),
+            "key": self.key, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(), **self._of_device(), "begun": self.begun, "history": asdict(self.history),
             "places": (self.step, self.epoch, self.position),
         }  # fmt: skip
@@ -330,20 +338,19 @@ class _Run:
         if self.state is None or not self.state.is_file():
             return
         try:
-            content = torch.load(self.state, map_location=self.runner.device, weights_only=True)
+            content = torch.load(self.state, map_location="cpu", weights_only=True)
             key = content["key"]
         except Exception as error:
             raise MergescopeError(
                 f"{self.state}, the state of an interrupted training, can't be read ({error}). Delete it to begin anew."
             ) from error
-        network = _unwrapped(self.model)
         if key != self.key:
             raise MergescopeError(
                 f"{self.state} is the state of a training with another configuration, base or data set. Nothing was "
                 "changed. Choose another output directory, or delete that file to begin anew."
             )
         try:
-            network.load_state_dict(content["model"])
+            self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
             torch.set_rng_state(content["random"].cpu())
             self._to_device(content)
@@ -353,7 +360,7 @@ class _Run:
             self.saved = self.history.seconds
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise MergescopeError(
-                f"{self.state}, the state of an interrupted training, does not fit {type(network).__name__} "
+                f"{self.state}, the state of an interrupted training, does not fit {type(self.model).__name__} "
                 f"({str(error).splitlines()[0]}). Delete it to begin anew."
             ) from error
 
@@ -374,12 +381,12 @@ def evaluate(
     Returns:
         Loss (mean over predictions) and accuracy.
     """
-    runner = runner or OneProcess(next(model.parameters()).device)
+    runner, model = runner or OneProcess(next(model.parameters()).device), unwrapped(model)
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    loss, right, count = 0.0, 0, 0
+    loss = right = count = 0.0
     try:
-        for places in torch.arange(len(data)).split(batch):
+        for places in torch.arange(len(data)).split(batch)[runner.process_index :: runner.num_processes]:
             inputs, labels = (to_device(value, runner.device) for value in data.batch(places))
             with runner.autocast():
                 mean, hits, predictions = objective(model, inputs, labels)
@@ -389,6 +396,8 @@ def evaluate(
     finally:
         for module, mode in modes.items():
             module.training = mode
+    if runner.num_processes > 1:
+        loss, right, count = totals(runner, (loss, right, count))
     return (loss / count, right / count) if count else (float("nan"), float("nan"))
 
 
@@ -451,11 +460,6 @@ def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Op
     # One pass over each tensor; on other devices torch chooses.
     fused = all(entry.device.type == "cpu" for entry in parameters) or None
     return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    # What accelerate wraps for several processes has the network inside.
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 @contextmanager

@@ -41,6 +41,14 @@ class Runner(Protocol):
             loss: a scalar.
         """
 
+    def reduce(self, tensor: torch.Tensor, reduction: str) -> Any:
+        """A tensor's sum or mean over all processes.
+
+        Args:
+            tensor: of one shape in all.
+            reduction: ``"sum"`` or ``"mean"``.
+        """
+
 
 class OneProcess:
     """The plain case, without importing accelerate: one process, float32, where the model is.
@@ -93,3 +101,15 @@ class OneProcess:
             loss: a scalar.
         """
         loss.backward()
+
+    def reduce(self, tensor: torch.Tensor, reduction: str) -> torch.Tensor:
+        """There is nothing to add.
+
+        Args:
+            tensor: the tensor.
+            reduction: not used.
+
+        Returns:
+            The same.
+        """
+        return tensor
