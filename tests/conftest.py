@@ -1,4 +1,4 @@
-"""Set-up shared by all tests: one torch thread, no network, no cache outside the test run."""
+"""Set-up shared by all tests: one torch thread, no network, no cache outside the run. ``left_out.py`` ends it."""
 
 import os
 import tempfile
@@ -10,6 +10,7 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from left_out import pytest_terminal_summary  # noqa: E402, F401
 
 torch.set_num_threads(1)
 

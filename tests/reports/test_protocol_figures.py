@@ -1,5 +1,7 @@
 """Figures of protocols: what is drawn, that it is what is stored, and that nothing overlaps."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +15,11 @@ from mergescope.protocols.disentanglement import DisentanglementSettings, disent
 from mergescope.protocols.measure import HeldOut
 from mergescope.protocols.search import Choice
 from mergescope.protocols.stitching import StitchingSettings, stitch_addition, stitch_negation
+from mergescope.reports.curvature_figures import bound_figure
+from mergescope.reports.curvature_view import Curved, Sides
 from mergescope.reports.disentanglement_figures import error_maps
 from mergescope.reports.disentanglement_page import stored_grids
+from mergescope.reports.prediction_figures import against_measured
 from mergescope.reports.prediction_figures import by_layer as gaps_by_layer
 from mergescope.reports.prediction_view import Predicted
 from mergescope.reports.protocol_figures import Line, ranking, score_panels
@@ -244,12 +249,55 @@ def test_subsets_are_drawn_against_the_diagonal():
     assert right.lines[3].get_ydata()[0] == pytest.approx(0.05)
 
 
+def at_zero(axes, side):
+    """Whether an axis has a tick for 0 at its lower end, with room below it."""
+    ticks = [label.get_text() for label in getattr(axes, f"get_{side}ticklabels")()]
+    low, high = getattr(axes, f"{side}axis").get_transform().transform(getattr(axes, f"get_{side}lim")())
+    return ticks[0] == "0" and low < 0 < high and -low < 0.1 * high
+
+
 def test_gaps_of_zero_count_in_means_and_are_drawn_at_the_bottom():
     each = (("a", 0.0), ("b", 0.4), ("c", 0.8))
     gaps = {("eq1", name, -1.0): {"blocks.0": (gap, np.nan)} for name, gap in each}
     found = Predicted(("blocks.0",), frozenset(), ("eq1",), gaps, {}, (), {})
     (axes,) = gaps_by_layer(found).axes
     bar, mark = axes.lines
-    np.testing.assert_allclose(bar.get_ydata(), [0.2, 0.8])  # below 0.4, the smallest that is drawn as it is
+    np.testing.assert_allclose(bar.get_ydata(), [0, 0.8])
     np.testing.assert_allclose(mark.get_ydata(), [found.mean_gap("eq1", "blocks.0")])
-    assert found.mean_gap("eq1", "blocks.0") == pytest.approx(0.4) and axes.get_ylim()[0] < 0.2
+    assert found.mean_gap("eq1", "blocks.0") == pytest.approx(0.4) and at_zero(axes, "y")
+
+
+def test_measured_gaps_of_zero_are_seen_on_a_logarithmic_axis():
+    each = (("a", 1e-4, 0.0), ("b", 0.0, 0.4), ("c", 0.5, 0.8))
+    gaps = {("eq1", name, -1.0): {"blocks.0": pair} for name, *pair in each}
+    agreement = {"blocks.0": {name: row(1.0) for name in ("slope", "r2")}}
+    found = Predicted(("blocks.0",), frozenset(), ("eq1",), gaps, agreement, (), {})
+    figure = against_measured(found)
+    axes = figure.axes[0]
+    marks, equal = axes.lines
+    np.testing.assert_array_equal(marks.get_xydata(), [pair for _, *pair in each])
+    assert at_zero(axes, "x") and at_zero(axes, "y")
+    np.testing.assert_array_equal(*equal.get_data())
+    # All marks are within the panel, those at 0 apart from the others.
+    places = axes.transAxes.inverted().transform(axes.transData.transform(marks.get_xydata()))
+    assert (places > 0.01).all() and (places < 0.99).all() and places[0, 0] - places[1, 0] > 0.05
+    without = against_measured(replace(found, gaps={("eq1", "c", -1.0): {"blocks.0": (0.5, 0.8)}})).axes[0]
+    assert without.get_xscale() == without.get_yscale() == "log"
+
+
+@pytest.mark.parametrize("bound", [0.3, 0.0])
+def test_a_gap_of_zero_has_a_mark_beside_its_bound(bound):
+    def sides(gap, bound, term):
+        return Sides("a + b", "data", row(gap), {"bound": bound, "exact term": term})
+
+    found = [sides(0.0, bound, 1e-3), sides(-1e-3, 0.2, 2e-3), sides(2e-2, 0.5, -1e-2)]
+    curved = Curved(("data",), {}, {}, {}, [], {}, found, {})
+    left, right = bound_figure(curved, "the base").axes
+    for axes, name in ((left, "bound"), (right, "exact term")):
+        *marks, equal = axes.lines
+        wanted = [(abs(side.found[name]), abs(side.gap.mean)) for side in found]
+        np.testing.assert_array_equal([line.get_xydata()[0] for line in marks], wanted)
+        np.testing.assert_array_equal(*equal.get_data())
+        assert at_zero(left, "y") and (axes.get_xscale() == "symlog") is (name == "bound" and bound == 0)
+        places = axes.transAxes.inverted().transform(axes.transData.transform(wanted))
+        assert (places > 0.01).all() and (places < 0.99).all()

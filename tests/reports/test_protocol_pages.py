@@ -510,6 +510,11 @@ def test_curvature_says_where_it_is_taken_and_what_has_no_mark(runs):
     assert same.drawings["along"].figure.axes[0].get_xlabel().endswith("(1: the bound is tight)")
     assert same.drawings["bound"].figure.axes[1].get_xlabel() == "|exact term|, from the merged point"
     assert "above 1" not in same.drawings["along"].caption
+    pair, *others = stored.of(measure="gap")
+    equal = changed(0.0, points=pair.points, data=pair.data, measure="gap")(list(stored.rows))
+    drawn = curvature_page(Stored(stored.path, equal, stored.settings, stored.provenance)).drawings["bound"]
+    assert f" 1 of {1 + len(others)} gaps are exactly 0: see the tick 0." in drawn.caption
+    assert "exactly 0" not in same.drawings["bound"].caption
 
 
 def test_theorems_without_cases_of_layers_have_no_drawing_of_them(runs, monkeypatch):

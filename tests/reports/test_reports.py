@@ -1,9 +1,12 @@
 """Reports: what they say follows from the rows; files are whole, escaped, equal for equal rows."""
 
+import importlib
+import io
 import logging
 import re
 from dataclasses import replace
 from math import inf, nan
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -16,12 +19,16 @@ from rich.console import Console
 
 import mergescope as ms
 from mergescope.errors import StudyError
+from mergescope.merging import relations
 from mergescope.protocols.mergeability import analyse
+from mergescope.protocols.mergeability.predictors import FLOOR
 from mergescope.reports import (
     build_report,
+    check_tables,
     curves,
     figures,
     geometry_figures,
+    mergeability_figures,
     mergeability_page,
     summary_table,
     verdict_sentences,
@@ -477,6 +484,23 @@ def test_a_model_that_equals_its_base_has_no_cosines():
     assert nothing.axes[0].get_title(loc="left") == "none"
 
 
+def test_a_model_that_equals_its_base_has_dashes_in_tables_and_no_part_in_what_is_said():
+    found = geometry_of(3, still=1)
+    console = Console(width=100, record=True, file=io.StringIO())
+    for part in check_tables.geometry_parts(found):
+        console.print(part)
+    lines = [line.split() for line in console.export_text().splitlines()]
+    _, *first = [line[2:] for line in lines if line[:2] == ["model", "0"] and len(line) == 5]
+    assert first == [["·", "–", "–"]] * 2  # of cosines and of conflicts
+    cosine = float(found.total.cosines[1, 2])
+    assert f": their cosines are {cosine:.3f} to {cosine:.3f}" in str(found)
+    shown = str(found).partition("Cosine of task vectors")[2].partition("Relative distance")[0]
+    assert [line.count("–") for line in shown.splitlines() if line.startswith("model ")] == [0, 3, 2, 2]
+    verdicts = relations.verdicts(found, has_base=True)[3:]
+    assert [verdict.cosine for verdict in verdicts] == [None, None, cosine]
+    assert "cosines are" not in str(geometry_of(2, still=1))
+
+
 def test_figures_of_many_models_stay_small_and_say_what_they_leave_out():
     figure = geometry_figures.by_group(geometry_of(9))
     assert drawn(figure.axes[0]).shape == (2, geometry_figures.PAIRS)
@@ -494,6 +518,39 @@ def test_what_no_rule_can_be_judged_by_has_no_drawing(monkeypatch):
     assert set(drawings) == {"predictors", "correlations"}
     assert "tasks first, the first 2 of " in drawings["correlations"].caption
     assert mergeability_page.draw(replace(found, verdicts=(), related=())) == {}
+
+
+def test_values_that_count_as_the_floor_are_drawn_there():
+    cases = planted(units=1, networks=("Net",))
+    cases[0].predictors["length"] = 0.0
+    found = analyse(cases)
+    (length,) = [it for it in found.of("average") if it.predictor == "length"]
+    (axes,) = mergeability_figures.scatter(found, [length]).axes
+    drawn = axes.collections[0].get_offsets()[:, 0]
+    assert axes.get_xscale() == "log" and drawn.min() == FLOOR and len(drawn) == len(cases)
+    assert all(line.get_xdata()[0] == pytest.approx(FLOOR) for line in axes.lines)
+    alone = mergeability_page.draw(replace(found, related=(length,), verdicts=()))["predictors"].caption
+    assert alone.endswith(" Values below 1e-06 count, and are drawn, as that.")
+
+
+def test_the_benchmark_shows_the_figures_that_a_run_has(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    benchmark = importlib.import_module("mergeability")
+    monkeypatch.setattr(benchmark, "PAGE", tmp_path / "page")
+    found = analyse(planted(units=1, networks=("Net",)))
+    drawings = mergeability_page.draw(found)
+    assert {name: it.alt for name, it in drawings.items()} == mergeability_page.DRAWINGS
+    said = {
+        "headline": "it",
+        **dict.fromkeys(("findings", "networks", "tasks", "notes", "rules", "predictors"), []),
+    }
+    (tmp_path / "figures").mkdir()
+    for name in set(drawings) - {"held-out"}:  # no rules to judge
+        (tmp_path / "figures" / f"{name}.svg").write_text("<svg/>")
+    page = benchmark.page({**said, "cases": 1, "units": 1}, tmp_path)
+    shown = re.findall(r"!\[(.*)\]\(mergeability/(.*).svg\)", page)
+    assert shown == [(text, name) for name, text in mergeability_page.DRAWINGS.items() if name != "held-out"]
+    assert {file.stem for file in benchmark.PAGE.iterdir()} == {name for _, name in shown}
 
 
 def test_an_interval_that_is_not_known_is_left_out():

@@ -40,7 +40,8 @@ def root(tmp_path_factory):
 @pytest.mark.demo
 @pytest.mark.weights
 @pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in PACKAGES), reason=f"needs the packages {PACKAGES}"
+    any(importlib.util.find_spec(name) is None for name in PACKAGES),
+    reason=f"needs {', '.join(PACKAGES)} (requirements-weights.txt)",
 )
 def test_every_study_runs_in_its_smallest_form(root, tmp_path):
     work = tmp_path / "work"

@@ -60,8 +60,8 @@ class Verdict:
         other: the base's, or another model's.
         relation: the measured relation.
         reason: it in words.
-        cosine: between the two task vectors; None for the base, or without one.
-        sign_conflict: between the two task vectors; None for the base, or without one.
+        cosine: between the two task vectors; None for the base, without one, or where a model equals it.
+        sign_conflict: between the two task vectors; None where there is no cosine.
     """
 
     model: str

@@ -33,7 +33,8 @@ def verdicts(found: Geometry, has_base: bool) -> list[Verdict]:
     for i in range(first, count):
         for j in range(i + 1, count):
             how = relation(found, i, j)
-            if not has_base:
+            # Without a base there are no task vectors; that of a model that equals it has no direction.
+            if not has_base or not found.total.moved(i - 1, j - 1):
                 out.append(Verdict(names[i], names[j], how, _of_pair(how)))
                 continue
             cosine, conflict = float(cosines[i - 1, j - 1]), float(conflicts[i - 1, j - 1])

@@ -10,9 +10,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from mergescope.display import NONE
 from mergescope.errors import printable
 from mergescope.merging.findings import QUALITY, Report
-from mergescope.reports.geometry_figures import moved, short_layers
+from mergescope.reports.geometry_figures import short_layers
 from mergescope.reports.style import shorten
 from mergescope.weights.geometry import Geometry, Scope
 
@@ -86,7 +87,7 @@ def geometry_parts(found: Geometry) -> Iterator[Any]:
         found: from [`geometry`][mergescope.weights.geometry.geometry].
 
     Yields:
-        Tables and texts for a rich console.
+        Tables and texts for a rich console; pairs with a model that equals the base have a dash for their cosine.
     """
     total = found.total
     title = f"Task vectors against {found.base}: {total.entries:,} weights, |θ₀| = {total.base_norm:.4g}"
@@ -129,7 +130,7 @@ def regime_table(found: Mapping[str, Geometry]) -> Group:
         table.add_column(column, justify="left" if column == "regime" else "right")
     for label, geometry in found.items():
         total, count = geometry.total, len(geometry.models)
-        pairs = [(i, j) for i in range(count) for j in range(i) if moved(total, i, j)]
+        pairs = [(i, j) for i in range(count) for j in range(i) if total.moved(i, j)]
         cosines = [float(total.cosines[i, j]) for i, j in pairs]
         conflicts = [float(total.conflicts[i, j]) for i, j in pairs]
         said = ["", "", "", ""]
@@ -176,10 +177,10 @@ def _matrix(found: Geometry, values: list[list[float]], title: str, shown: Calla
     table.add_column("")
     for name in found.models:
         table.add_column(shorten(name, 14), justify="right")
+    moved = found.total.moved
     for i, (name, row) in enumerate(zip(found.models, values, strict=True)):
-        table.add_row(
-            printable(shorten(name, 20)), *("·" if i == j else shown(value) for j, value in enumerate(row))
-        )
+        cells = ("·" if i == j else shown(value) if moved(i, j) else NONE for j, value in enumerate(row))
+        table.add_row(printable(shorten(name, 20)), *cells)
     return _titled(title, table)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from mergescope.reports.curvature_view import REGRESSORS, Curved
 from mergescope.reports.panels import legend, mark
@@ -57,7 +61,8 @@ def bound_figure(found: Curved, term: str) -> Figure:
         term: where the exact term is taken, in words.
 
     Returns:
-        Two panels of absolute values; hollow marks have a term of the other sign.
+        Two panels of absolute values on logarithmic axes, with a tick for 0 where there is one; hollow marks have a
+        term of the other sign.
     """
     with styled():
         figure = new_figure(WIDTH, 4.1)
@@ -69,15 +74,15 @@ def bound_figure(found: Curved, term: str) -> Figure:
         ):  # fmt: skip
             values = [abs(side.found[name]) for side in found.sides]
             for side, x, y in zip(found.sides, values, gaps, strict=True):
-                if x > 0 and y > 0:
-                    other = side.found[name] * side.gap.mean < 0 and name != "bound"
-                    axes.plot([x], [y], ls="none", zorder=3, **{**mark(entry, hollow=other), "ms": 5.5})
-            log_axis(axes, [*values, *gaps] if name == "bound" else values, "x")
+                other = side.found[name] * side.gap.mean < 0 and name != "bound"
+                axes.plot([x], [y], ls="none", zorder=3, **{**mark(entry, hollow=other), "ms": 5.5})
+            log_axis(axes, [*values, *filter(None, gaps)] if name == "bound" else values, "x")
             if name == "bound":  # the panels share it
                 log_axis(axes, gaps, "y")
-            ends = min([*values, *gaps]), max([*values, *gaps])
             limits = axes.get_xlim(), axes.get_ylim()
-            axes.plot([ends[0] / 10, ends[1] * 10], [ends[0] / 10, ends[1] * 10], color=INK, lw=0.9, zorder=1)
+            # Point by point: where one axis has a 0 and the other has not, the line is bent.
+            line = _equal([*values, *gaps])
+            axes.plot(line, line, color=INK, lw=0.9, zorder=1)
             axes.set(xlim=limits[0], ylim=limits[1], xlabel=title)
         left.set_ylabel("|gap of the loss|")
         legend(
@@ -89,6 +94,12 @@ def bound_figure(found: Curved, term: str) -> Figure:
             ],
         )
         return settle(figure)
+
+
+def _equal(values: Sequence[float]) -> np.ndarray:
+    # From below the smallest positive value to above the largest.
+    known = [value for value in values if math.isfinite(value) and value > 0] or [1.0]
+    return np.geomspace(min(known) / 10, max(known) * 10, 200)
 
 
 def along_figure(found: Curved, same: bool) -> Figure:

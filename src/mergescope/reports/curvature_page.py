@@ -40,6 +40,7 @@ def curvature_page(stored: Stored) -> Shown:
     at, term, alpha = (stored.setting(name) for name in ("at", "term", "alpha"))
     where, place = AT[at], AT[term]
     lost = sum(not row.mean > 0 for row in found.eigenvalues)
+    none = sum(side.gap.mean == 0 for side in found.sides)
     drawings = {
         "eigenvalues": Drawing(
             eigenvalue_figure(found),
@@ -52,7 +53,8 @@ def curvature_page(stored: Stored) -> Shown:
             bound_figure(found, place),
             "gap of the loss against its bound and against the exact second-order term",
             f"Theorem 5.1 with λ at {where}. Left of the line, the gap is above what bounds it. On the right, the same "
-            f"gaps against the exact term, which replaces λ |d|² by dᵀHd at {place}.",
+            f"gaps against the exact term, which replaces λ |d|² by dᵀHd at {place}."
+            + (f" {none} of {len(found.sides)} gaps are exactly 0: see the tick 0." if none else ""),
         ),
         "along": Drawing(
             along_figure(found, at == term),

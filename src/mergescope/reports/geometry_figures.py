@@ -85,7 +85,7 @@ def by_group(found: Geometry) -> Figure:
                 (axes_row[1], "conflicts", "opposite signs", _CONFLICT),
             ):
                 values = np.array([
-                    [float(getattr(sums, measure)[i, j]) if moved(sums, i, j) else math.nan for i, j in pairs]
+                    [float(getattr(sums, measure)[i, j]) if sums.moved(i, j) else math.nan for i, j in pairs]
                     for sums in group.values()
                 ])
                 _heat_map(figure, axes, values, rows, columns, f"{title}, by {what}", scale)
@@ -269,20 +269,6 @@ def short_layers(layers: Sequence[str]) -> list[str]:
         stack, _, number = name.rpartition(".")
         labels.append(shorten(f"{own[stack]} {number}".strip(), 20) if stack else name)
     return labels
-
-
-def moved(sums: Sums, i: int, j: int) -> bool:
-    """Whether two models differ from the base: only then do their task vectors have an angle.
-
-    Args:
-        sums: of the whole model or a part of it.
-        i: index of a model.
-        j: index of another.
-
-    Returns:
-        True if both do.
-    """
-    return bool(sums.changed[i, i] and sums.changed[j, j])
 
 
 def _of_moved(sums: Sums, values: torch.Tensor) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergescope.protocols.mergeability import PREDICTORS, Analysis, Related, Verdict
+from mergescope.protocols.mergeability.predictors import FLOOR
 from mergescope.protocols.mergeability.rules import Table, fitted
 from mergescope.reports.panels import legend, whisker
 from mergescope.reports.style import INK, MUTED, WIDTH, Look, look, new_figure, settle, shorten, styled
@@ -47,6 +48,8 @@ def scatter(found: Analysis, related: Sequence[Related]) -> Figure:
         for axes, one in zip(panels, related, strict=True):
             predictor = PREDICTORS[one.predictor]
             raw = np.array([case.predictors[one.predictor] for case in table.cases])
+            if predictor.scale == "log":
+                raw = np.maximum(raw, FLOOR)  # as the rule takes it: a logarithmic axis has no place for 0
             _points(axes, table, raw, table.y)
             _rule(axes, table, one.predictor, raw)
             if predictor.scale == "log":
@@ -136,8 +139,8 @@ def _points(axes: Axes, table: Table, x: np.ndarray, y: np.ndarray) -> None:
 def _rule(axes: Axes, table: Table, name: str, raw: np.ndarray) -> None:
     rule = fitted(table, name)
     sizes = sorted({len(case.models) for case in table.cases})
-    log = PREDICTORS[name].scale == "log" and raw.min() > 0
-    grid = np.geomspace(raw.min(), raw.max(), 60) if log else np.linspace(raw.min(), raw.max(), 60)
+    spaced = np.geomspace if PREDICTORS[name].scale == "log" else np.linspace
+    grid = spaced(raw.min(), raw.max(), 60)
     for size in sizes:
         axes.plot(
             grid,
@@ -157,7 +160,7 @@ def _logarithmic(axes: Axes, raw: np.ndarray) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     axes.set_xscale("log")
-    wide = raw.min() <= 0 or raw.max() / raw.min() > 20
+    wide = raw.max() / raw.min() > 20
     axes.xaxis.set_major_locator(LogLocator() if wide else MaxNLocator(4))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mergescope.protocols.mergeability import OUTCOMES, PREDICTORS, Analysis, Related, Verdict, analyse
-from mergescope.protocols.mergeability.predictors import CONTROLS
+from mergescope.protocols.mergeability.predictors import CONTROLS, FLOOR
 from mergescope.protocols.mergeability.scores import Number
 from mergescope.protocols.mergeability.told import findings, headline
 from mergescope.reports.html import Parts
@@ -50,6 +50,13 @@ TERMS = (
     ),
 )  # fmt: skip
 
+DRAWINGS: Mapping[str, str] = {
+    "predictors": "The average's normalised accuracy against the best figure of each kind; lines: the rule",
+    "correlations": "Spearman's correlation of each figure with the average's normalised accuracy",
+    "held-out": "Held-out predictions against the truth; figure and rule chosen without the case's task",
+}
+"""File name of each figure, without suffix, to what it shows. A run has those that there is something to draw in."""
+
 
 def mergeability_page(path: Path, about: Mapping[str, Any]) -> Parts:
     """Read a run directory, judge its cases again, and draw.
@@ -91,25 +98,26 @@ def draw(found: Analysis) -> dict[str, Drawing]:
     verdicts = [it for it in found.verdicts if it.outcome == "average"]
     drawings: dict[str, Drawing] = {}
     if drawn:
+        low = f" Values below {FLOOR:g} count, and are drawn, as that." if _floored(found, drawn) else ""
         drawings["predictors"] = Drawing(
             scatter(found, drawn),
-            "Normalised accuracy of the average against figures known before the merge",
+            DRAWINGS["predictors"],
             "Every mark is a pair (small) or a larger group of models that was averaged. Lines: the rule fitted on all "
             "cases, for the number of models at its end. The figures with the smallest errors on left-out tasks, one "
-            "of each kind of knowledge.",
+            f"of each kind of knowledge.{low}",
         )
     if single:
         cut = f", the first {ROWS} of {len(single)}" if len(single) > ROWS else ""
         drawings["correlations"] = Drawing(
             correlations(single[:ROWS]),
-            "Spearman's correlation of each figure with the outcome",
+            DRAWINGS["correlations"],
             f"The figures with the smallest errors on left-out tasks first{cut}. Over all cases a figure may tell "
             "regimes and numbers of models apart; within regimes it has to tell pairs of the same regime apart.",
         )
     if verdicts:
         drawings["held-out"] = Drawing(
             predictions(found, verdicts),
-            "Held-out predictions against the truth",
+            DRAWINGS["held-out"],
             "Each case is predicted by rules that saw none of the cases with one of its tasks, the figure chosen anew "
             "without them. On the line, predictions are right.",
         )
@@ -180,6 +188,11 @@ def _drawn(ranked: Sequence[Related]) -> list[Related]:
         if level in ("weights", "features", "derivatives", "control"):
             best.setdefault(level, it)
     return list(best.values())[:PANELS]
+
+
+def _floored(found: Analysis, drawn: Sequence[Related]) -> bool:
+    names = [it.predictor for it in drawn if PREDICTORS[it.predictor].scale == "log"]
+    return any(case.predictors[name] < FLOOR for case in found.tables["average"].cases for name in names)
 
 
 def _single(ranked: Sequence[Related]) -> list[Related]:

@@ -58,7 +58,7 @@ def against_measured(found: Predicted) -> Figure:
     layers = [found.layers[place] for place in _chosen(len(found.layers))]
     columns = min(COLUMNS, max(2, len(layers)))
     lines = math.ceil(len(layers) / columns)
-    every = [mean for said in found.gaps.values() for pair in said.values() for mean in pair if mean > 0]
+    every = [mean for said in found.gaps.values() for pair in said.values() for mean in pair]
     labels = dict(zip(found.layers, short_layers(found.layers), strict=True))
     with styled():
         figure = new_figure(WIDTH, 0.6 + 2.5 * lines)
@@ -98,8 +98,6 @@ def by_layer(found: Predicted) -> Figure:
         The panels: means over tests, with bars from the smallest to the largest; gaps of zero at the bottom.
     """
     labels = short_layers(found.layers)
-    # A logarithmic axis has no zero: it is drawn below all other gaps.
-    floor = min((gap for _, pair in _flat(found) for gap in pair if gap > 0), default=1.0) / 2
     with styled():
         figure = new_figure(WIDTH, 3.1)
         grid = figure.subplots(1, len(found.kinds), squeeze=False, sharey=True)[0]
@@ -115,9 +113,7 @@ def by_layer(found: Predicted) -> Figure:
                     if not live:
                         continue
                     x = place + (side - 0.5) * (0.24 if found.measured else 0)
-                    low, middle, high = (
-                        max(value, floor) for value in (min(live), float(np.mean(live)), max(live))
-                    )
+                    low, middle, high = min(live), float(np.mean(live)), max(live)
                     shown += [low, high]
                     axes.plot([x, x], [low, high], color=entry.colour, lw=1.4, zorder=3)
                     axes.plot([x], [middle], color=entry.colour, marker=entry.marker, mec=INK, mew=0.5, ms=5.5,

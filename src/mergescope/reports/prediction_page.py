@@ -55,13 +55,13 @@ def prediction_page(stored: Stored) -> Shown:
             against_measured(found),
             "measured gap of every test against the predicted one, by layer",
             "A mark a test, a panel a layer. On the line, the prediction is right; slope and R² are over "
-            f"all samples and tests.{more}",
+            f"all samples and tests.{' Gaps of 0 stand at the tick 0.' if _zeros(found) else ''}{more}",
         )
     drawings["layers"] = Drawing(
         by_layer(found),
         "gap by layer, predicted" + (" beside measured" if found.measured else ""),
         "The gap is the distance between the merged model’s features and the combined features of its parts, relative "
-        "to the latter. Logarithmic." + (" Gaps of 0 are drawn at the bottom." if _zeros(found) else ""),
+        "to the latter. Logarithmic." + (" Gaps of 0 stand at the tick 0." if _zeros(found) else ""),
     )
     if found.measured:
         kinked = _kinked(found)

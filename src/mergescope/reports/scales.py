@@ -24,6 +24,9 @@ NEAREST = 1e-4
 _COSINES = (0.99, 0.9, 1 - NEAREST, 0.999, 0.5, 0.95, 0.0, -1.0, 0.8)
 """Ticks, the most wanted first: those too near to one before them are left out."""
 
+_ZERO = 0.08
+"""How far 0 is below all other values of a logarithmic axis, as a share of the rest of it."""
+
 DOTS: Any = (0, (1, 1.5))
 """Line style of thresholds."""
 
@@ -164,25 +167,34 @@ def clipped(cosines: np.ndarray) -> np.ndarray:
 
 
 def log_axis(axes: Axes, values: Iterable[float], side: Side = "y") -> None:
-    """A logarithmic axis whose ticks are plain numbers.
+    """A logarithmic axis whose ticks are plain numbers; if a value is exactly 0, it begins with a tick for that.
 
     Args:
         axes: where.
-        values: what must be visible; those that are not positive are left out.
+        values: what must be visible; negative ones and NaN are left out.
         side: which axis.
     """
     from matplotlib.ticker import NullLocator
 
-    shown = [value for value in values if math.isfinite(value) and value > 0] or [0.1, 1.0]
+    known = [value for value in values if math.isfinite(value)]
+    shown = [value for value in known if value > 0] or [0.1, 1.0]
     room = max(1.5, 2.5 / math.sqrt(max(shown) / min(shown)))  # never so narrow that there are no ticks
     low, high = min(shown) / room, max(shown) * room
-    getattr(axes, f"set_{side}scale")("log")
-    getattr(axes, f"set_{side}lim")(low, high)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    decades = math.log10(high / low) * (1 if side == "y" else 1.7)
-    bases = (1, 2, 5) if decades < 2 else (1, 3) if decades < 4 else (1,)
+    decades = math.log10(high / low)
+    across = decades * (1 if side == "y" else 1.7)
+    bases = (1, 2, 5) if across < 2 else (1, 3) if across < 4 else (1,)
     ticks = [base * 10.0**power for power in powers for base in bases]
     ticks = [tick for tick in ticks if low <= tick <= high]
+    if 0 in known:
+        # A logarithm has no zero: what is equal would vanish. Below all other values the axis is straight.
+        apart = _ZERO * decades
+        getattr(axes, f"set_{side}scale")("symlog", linthresh=low, linscale=0.9 * apart)
+        getattr(axes, f"set_{side}lim")(-low / 2, high)
+        ticks = [0.0, *ticks]
+    else:
+        getattr(axes, f"set_{side}scale")("log")
+        getattr(axes, f"set_{side}lim")(low, high)
     axis = getattr(axes, f"{side}axis")
     axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.set_minor_locator(NullLocator())

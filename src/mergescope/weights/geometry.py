@@ -142,7 +142,9 @@ class Geometry:
 
     def _view(self) -> View:
         total, blocks = self.total, self.groups("layer")
-        cosines = [float(total.cosines[i, j]) for i in range(len(self.models)) for j in range(i)]
+        count = len(self.models)
+        # A model that equals the base has no direction: a cosine of 0 would say that it is orthogonal.
+        cosines = [float(total.cosines[i, j]) for i in range(count) for j in range(i) if total.moved(i, j)]
         said = f"Task vectors against {self.base}, {total.entries:,} weights" + (
             f": their cosines are {min(cosines):.3f} to {max(cosines):.3f}" if cosines else ""
         )
@@ -153,7 +155,10 @@ class Geometry:
         angles = tuple(
             (
                 model,
-                *(Cell(NONE) if i == j else figure(float(total.cosines[i, j])) for j in range(len(lengths))),
+                *(
+                    figure(float(total.cosines[i, j])) if i != j and total.moved(i, j) else Cell(NONE)
+                    for j in range(count)
+                ),
             )
             for i, model in enumerate(self.models)
         )

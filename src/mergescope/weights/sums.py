@@ -150,6 +150,18 @@ class Sums:
         # max() with NaN first keeps it.
         return _ratio(max(squared, 0.0) ** 0.5, max(scale, 0.0) ** 0.5)
 
+    def moved(self, i: int, j: int) -> bool:
+        """Whether two models differ from the base: only then do their task vectors have an angle.
+
+        Args:
+            i: index of a model, the first is 0.
+            j: index of another.
+
+        Returns:
+            True if both do.
+        """
+        return bool(self.changed[i, i] and self.changed[j, j])
+
     def same(self, i: int, j: int) -> bool:
         """Whether two models are equal in every entry, NaN never.
 

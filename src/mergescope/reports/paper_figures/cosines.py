@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from mergescope.errors import StudyError
-from mergescope.reports.geometry_figures import off_diagonal
 from mergescope.reports.heat import around_middle, number_cells
 from mergescope.reports.paper_figures.ran import Ran, by_regime, repetitions
 from mergescope.reports.protocol_view import AGAIN, Drawing
@@ -32,7 +31,8 @@ def cosines_figure(ran: Sequence[Ran]) -> Drawing:
         ran: steps of all regimes and repetitions, with tables of ``mergescope geometry``.
 
     Returns:
-        The figure; cells are means over repetitions.
+        The figure; cells are means over repetitions. Models that equal the base have no cosine: they are grey, and take
+        no part in means.
 
     Raises:
         StudyError: a step has no such table, or fewer than two models.
@@ -43,17 +43,20 @@ def cosines_figure(ran: Sequence[Ran]) -> Drawing:
         matrices = [_matrix(each.folder) for each in mine]
         names = matrices[0][0]
         each_seed = np.array([values for _, values in matrices])
-        found[regime] = names, each_seed.mean(0)
-        lines += [
-            {
-                "regime": regime, "model": names[i], "other": names[j], "cos": each_seed[:, i, j].mean(),
-                "low": each_seed[:, i, j].min(), "high": each_seed[:, i, j].max(), "repetitions": len(mine),
-            }
-            for i in range(len(names))
-            for j in range(i)
-        ]  # fmt: skip
-    means = {regime: float(np.nanmean(off_diagonal(values))) for regime, (_, values) in found.items()}
-    most = max(float(np.nanmax(np.abs(off_diagonal(values)))) for _, values in found.values())
+        mean = np.full(each_seed.shape[1:], math.nan)
+        for i in range(len(names)):
+            for j in range(i):
+                known = each_seed[np.isfinite(each_seed[:, i, j]), i, j]
+                ends = (known.mean(), known.min(), known.max()) if known.size else (math.nan,) * 3
+                mean[i, j] = mean[j, i] = ends[0]
+                lines.append({
+                    "regime": regime, "model": names[i], "other": names[j],
+                    **dict(zip(("cos", "low", "high"), map(float, ends), strict=True)), "repetitions": len(known),
+                })  # fmt: skip
+        found[regime] = names, mean
+    known_cells = {regime: values[np.isfinite(values)] for regime, (_, values) in found.items()}
+    means = {regime: float(cells.mean()) for regime, cells in known_cells.items() if cells.size}
+    most = max(float(np.abs(cells).max(initial=0.0)) for cells in known_cells.values())
     reach = min(1.0, max(0.1, math.ceil(most * 20) / 20))
     columns = min(COLUMNS, len(found))
     rows = math.ceil(len(found) / columns)
@@ -74,9 +77,8 @@ def cosines_figure(ran: Sequence[Ran]) -> Drawing:
         for place, (axes, (regime, (names, values))) in enumerate(
             zip(grid.flat, found.items(), strict=False)
         ):
-            shown = off_diagonal(values)
-            image = axes.imshow(shown, cmap=colours, vmin=-reach, vmax=reach)
-            axes.set_title(f"{shorten(regime, 18)}: mean {means[regime]:.3f}")
+            image = axes.imshow(values, cmap=colours, vmin=-reach, vmax=reach)
+            axes.set_title(shorten(regime, 18) + (f": mean {means[regime]:.3f}" if regime in means else ""))
             labels = [shorten(name, 14) for name in names]
             axes.set_xticks(range(len(names)), labels, rotation=90)
             axes.set_yticks(range(len(names)), labels if place % columns == 0 else [])
@@ -84,7 +86,7 @@ def cosines_figure(ran: Sequence[Ran]) -> Drawing:
             axes.grid(False)
             axes.spines[:].set_visible(False)
             if numbered:
-                number_cells(axes, image, shown, _short, 7.5)
+                number_cells(axes, image, values, _short, 7.5)
         bar = figure.colorbar(
             image, ax=grid, label="cosine of task vectors", fraction=0.03, pad=0.02, aspect=24
         )
@@ -93,8 +95,12 @@ def cosines_figure(ran: Sequence[Ran]) -> Drawing:
     seeds = repetitions(ran)
     caption = "Between the task vectors of every two tasks, over all weights that training may change"
     caption += f"; means over {seeds} repetitions" if seeds > 1 else ""
-    caption += ". 0: at right angles. All matrices share one scale. Mean over pairs: "
-    caption += ", ".join(f"{value:.3f} ({regime})" for regime, value in means.items()) + "."
+    caption += ". 0: at right angles. All matrices share one scale."
+    if means:
+        said = ", ".join(f"{value:.3f} ({regime})" for regime, value in means.items())
+        caption += f" Mean over pairs: {said}."
+    if any(math.isnan(line["cos"]) for line in lines):
+        caption += " Grey: no cosine, as a model equals the base."
     return Drawing(figure, "cosines between task vectors by regime", caption, lines)
 
 
@@ -103,16 +109,16 @@ def _short(value: float) -> str:
 
 
 def _matrix(folder: Path) -> tuple[list[str], np.ndarray]:
-    table = [
-        line
-        for line in read_table(folder / GEOMETRY)
-        if line["scope"] == "model" and line["measure"] == "cos" and line["other"]
-    ]
+    whole = [line for line in read_table(folder / GEOMETRY) if line["scope"] == "model"]
+    table = [line for line in whole if line["measure"] == "cos" and line["other"]]
     if not table:
         raise StudyError(f"{folder / GEOMETRY} has no cosines: they take two models or more. {AGAIN}")
     names = list(dict.fromkeys(name for line in table for name in (line["model"], line["other"])))
-    values = np.ones((len(names), len(names)))
+    # The table has 0 for a task vector without direction, that of a model that equals the base.
+    still = {line["model"] for line in whole if line["measure"] == "unchanged" and line["value"] == 1}
+    values = np.full((len(names), len(names)), math.nan)
     for line in table:
-        i, j = names.index(line["model"]), names.index(line["other"])
-        values[i, j] = values[j, i] = line["value"]
+        if still.isdisjoint((line["model"], line["other"])):
+            i, j = names.index(line["model"]), names.index(line["other"])
+            values[i, j] = values[j, i] = line["value"]
     return names, values

@@ -93,7 +93,8 @@ class PaperStudy(BaseModel):
         source: paper, section, figures.
         claims: what the source says.
         setting: of the source.
-        family: preset to the name of its models (see ``families.yaml``).
+        family: preset to the name of its models: one of [`FAMILIES`][mergescope.studies.papers.families.FAMILIES],
+            which are trained here, or what ``--family`` takes.
         steps: what is run.
         checks: what should come out.
         figures: what is drawn of all steps together.
