@@ -495,7 +495,5 @@ def _add_losses(
         if pair.kind == "FT–FT" and held.name in pair.data:
             shown[f"{pair.name}, merged"] = pair.middle.test.left
     for name, point in shown.items():
-        values = np.stack([reading.losses(point), reading.correct(point)], axis=1)
-        result.losses[name, held.name] = dict(
-            zip(("loss", "accuracy"), bootstrap(values, seed=s.seed), strict=True)
-        )
+        found = bootstrap(np.stack([reading.losses(point), reading.correct(point)], axis=1), seed=s.seed)
+        result.losses[name, held.name] = dict(zip(("loss", "accuracy"), found, strict=True))
