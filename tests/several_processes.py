@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
-from support import ConvNet, make_net
+from support import Drops, make_net
 from tiny_transformers import PAD, T5, padded, texts, tiny
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
@@ -60,17 +60,6 @@ class Idle(nn.Module):
 
     def forward(self, x):
         return self.head(self.body(x))
-
-
-class Drops(nn.Module):
-    """A convolution with BatchNorm, then dropout."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.drop, self.head = ConvNet(), nn.Dropout(0.4), nn.Linear(3, 3)
-
-    def forward(self, x):
-        return self.head(self.drop(self.body(x)))
 
 
 def t5():

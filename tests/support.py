@@ -1,4 +1,8 @@
-"""Small networks, families of checkpoints and data that the tests share."""
+"""Small networks, families of checkpoints, data and stand-ins that the tests share."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -21,6 +25,17 @@ class ConvNet(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean((2, 3)))
+
+
+class Drops(nn.Module):
+    """A convolution with BatchNorm, then dropout: random numbers and statistics in one network."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.drop, self.head = ConvNet(), nn.Dropout(0.4), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.head(self.drop(self.body(x)))
 
 
 NETS = {
@@ -64,3 +79,34 @@ def labelled_batches(samples=10, size=4, classes=3, side=8, seed=2):
 def scalars(**values):
     """One checkpoint a name, with a single weight of that value."""
     return [ms.Checkpoint({"w": torch.tensor([float(v)])}, name=name) for name, v in values.items()]
+
+
+def stand_in_for_tensorboard(monkeypatch):
+    """What a writer of TensorBoard is given: the directory, name and step of every number, and that it is closed."""
+    written = []
+
+    class Writer:
+        def __init__(self, folder):
+            written.append(folder)
+
+        def add_scalar(self, name, value, step):
+            written.append((name, step))
+
+        def close(self):
+            written.append("closed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    return written
+
+
+def counted_threads(monkeypatch, module):
+    """How many threads a module asks for, each time that it starts some."""
+    asked = []
+
+    class Counted(ThreadPoolExecutor):
+        def __init__(self, workers):
+            asked.append(workers)
+            super().__init__(workers)
+
+    monkeypatch.setattr(module, "ThreadPoolExecutor", Counted)
+    return asked

@@ -1,13 +1,13 @@
 """``mergescope check`` and ``mergescope geometry``, as they are typed."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from entered import entered as run
 from safetensors.torch import save_file
+from support import counted_threads
 
 import mergescope as ms
 from mergescope.weights import chunks
@@ -125,14 +125,7 @@ def test_geometry_prints_tables_and_writes_figures_and_a_tidy_table(folder, tmp_
 
 @pytest.mark.parametrize("command", ["check", "geometry"])
 def test_so_many_chunks_are_worked_on_at_once(folder, command, monkeypatch):
-    asked = []
-
-    class Counted(ThreadPoolExecutor):
-        def __init__(self, workers):
-            asked.append(workers)
-            super().__init__(workers)
-
-    monkeypatch.setattr(chunks, "ThreadPoolExecutor", Counted)
+    asked = counted_threads(monkeypatch, chunks)
     words = (command, "a", "b", "--base", "base", "--json")
     one, three = (run(*words, "--threads", count, cwd=folder).stdout for count in (1, 3))
     assert {*asked} == {3} and json.loads(one) == json.loads(three)  # one works alone

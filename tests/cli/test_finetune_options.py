@@ -2,8 +2,6 @@
 
 import json
 import math
-import sys
-import types
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from given_models import WORDS, make, save, save_rows
 from PIL import Image as Pillow
 from safetensors.torch import load_file
 from small_families import make_inputs
+from support import stand_in_for_tensorboard
 from tunable_bases import vit
 
 from mergescope.errors import StudyError
@@ -251,19 +250,7 @@ def test_the_trainer_is_told_where_and_how_to_compute(one, tmp_path, monkeypatch
 
 
 def test_tensorboard_has_a_log_of_every_model(inputs, one, tmp_path, monkeypatch):
-    written = []
-
-    class Writer:
-        def __init__(self, folder):
-            written.append(folder)
-
-        def add_scalar(self, name, value, step):
-            written.append((name, step))
-
-        def close(self):
-            pass
-
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    written = stand_in_for_tensorboard(monkeypatch)
     run(*one, "full", "--out", tmp_path / "family", "--tensorboard", tmp_path / "logs")
     assert written[0] == str(tmp_path / "logs" / "full" / "left") and ("train/loss", 1) in written
     done = entered(

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import sysconfig
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 import yaml
 from entered import entered
 from safetensors.torch import load_file, save_file
+from support import counted_threads
 
 import mergescope as ms
 from mergescope.merging import execute
@@ -95,14 +95,7 @@ def test_the_card_has_the_parents_digests_unless_they_are_not_wanted(tmp_path, r
 
 
 def test_so_many_tensors_are_merged_at_once_and_planned_for(tmp_path, recipe, monkeypatch):
-    asked = []
-
-    class Counted(ThreadPoolExecutor):
-        def __init__(self, workers):
-            asked.append(workers)
-            super().__init__(workers)
-
-    monkeypatch.setattr(execute, "ThreadPoolExecutor", Counted)
+    asked = counted_threads(monkeypatch, execute)
     assert run(recipe, tmp_path / "out", "--threads", "3").returncode == 0 and asked == [3]
     one, three = (
         json.loads(run(recipe, tmp_path / "never", "--threads", count, "--dry-run", "--json").stdout)

@@ -1,7 +1,6 @@
 """Fine-tuning one model: what is kept, what is refused, what is recorded."""
 
 import sys
-import types
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -9,6 +8,7 @@ import pytest
 import torch
 import yaml
 from small_families import FAST, Killed, contents, killing, make_inputs
+from support import stand_in_for_tensorboard
 
 from mergescope.errors import MergescopeError, StudyError
 from mergescope.models import load_model
@@ -156,19 +156,7 @@ def test_changes_are_told_in_words():
 
 
 def test_tensorboard_gets_the_numbers_of_every_step(tune, tmp_path, monkeypatch):
-    written = []
-
-    class Writer:
-        def __init__(self, folder):
-            written.append(folder)
-
-        def add_scalar(self, name, value, step):
-            written.append((name, step))
-
-        def close(self):
-            written.append("closed")
-
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    written = stand_in_for_tensorboard(monkeypatch)
     train(tune, tmp_path / "out", tensorboard=tmp_path / "board")
     assert written[0] == str(tmp_path / "board") and written[-1] == "closed"
     assert [step for name, step in written[1:-1] if name == "train/loss"] == [1, 2, 3]

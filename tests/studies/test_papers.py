@@ -3,16 +3,20 @@
 import dataclasses
 import json
 import math
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from small_families import make_inputs
 from typer.testing import CliRunner
 
 from mergescope.cli import app
 from mergescope.errors import MergescopeError, StudyError
 from mergescope.reports import build_report
 from mergescope.reports.publish import publish
+from mergescope.studies.family_file import read_family_config
+from mergescope.studies.family_run import plan_family
 from mergescope.studies.papers import workshop
 from mergescope.studies.papers.checks import Result, claims_of
 from mergescope.studies.papers.data_sets import Sources
@@ -362,6 +366,17 @@ def test_what_several_families_wait_for_is_trained_at_the_same_time(tmp_path, mo
     assert trained == [["base", "three"], ["one", "two"]]
     assert made[:3] == [tmp_path / name for name in ("one", "two", "three")]
     assert isinstance(made[3], StudyError) and "no such data" in str(made[3])
+
+
+def test_what_workers_say_of_a_family_comes_through(tmp_path):
+    folder = make_inputs(tmp_path)
+    config = {"base": str(folder / "base"), "tasks": {"left": str(folder / "left")}, "regimes": ["full"]}
+    here = plan_family(read_family_config(config), tmp_path / "family")
+    there = pickle.loads(pickle.dumps(workshop._looked_at(workshop._Asked(tmp_path / "family", config))))
+    assert here.data and not there.data and there.to_dict() == here.to_dict()
+    wrong = workshop._Asked(tmp_path / "family", config | {"base": str(folder / "bsae")})
+    error = pickle.loads(pickle.dumps(workshop._looked_at(wrong)))
+    assert isinstance(error, MergescopeError) and "bsae" in str(error)
 
 
 @pytest.mark.demo

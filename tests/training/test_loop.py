@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from support import ConvNet, make_net
+from support import Drops, make_net
 from tiny_transformers import padded, texts, tiny
 from torch import nn
 from torch.nn import functional as F
@@ -26,17 +26,6 @@ def toy(samples=SAMPLES, seed=0, classes=3):
     x = torch.randn(samples, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
     labels = x.flatten(1)[:, :classes].argmax(1)
     return SplitData(ms.Split(x, labels, np.arange(samples)))
-
-
-class Drops(nn.Module):
-    """A convolution with BatchNorm, then dropout: random numbers and statistics in one network."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.drop, self.head = ConvNet(), nn.Dropout(0.4), nn.Linear(3, 3)
-
-    def forward(self, x):
-        return self.head(self.drop(self.body(x)))
 
 
 def made(kind=Drops):
