@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,13 @@ def test_files_that_docstrings_name_are_there_or_written_by_the_program():
     assert [
         name for name in sorted(named - shipped) if not re.search(rf"[\"/]{re.escape(name)}\"", whole)
     ] == []
+
+
+def test_modules_of_tests_and_benchmarks_have_names_of_their_own():
+    """Tests import helpers and benchmarks by the file's name alone: of two with one name they get the first."""
+    files = [path for place in ("tests", "benchmarks") for path in (ROOT / place).rglob("*.py")]
+    named = Counter(path.name for path in files if path.name != "conftest.py")
+    assert len(named) > 100 and [name for name, files in named.items() if files > 1] == []
 
 
 @pytest.mark.package

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import yaml
-from families import entry, mean_of, write_model
+from written_models import entry, mean_of, write_model
 
 import mergescope as ms
 from mergescope.merging.merge import merge

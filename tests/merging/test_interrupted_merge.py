@@ -14,7 +14,7 @@ import time
 import pytest
 import torch
 import yaml
-from families import mean_of, tensors, write_model
+from written_models import mean_of, tensors, write_model
 
 import mergescope as ms
 from mergescope.errors import CheckpointError, MergescopeError

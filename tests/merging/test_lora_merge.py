@@ -5,9 +5,9 @@ import json
 import peft
 import pytest
 import torch
-from families import build, entry, loads, tensors
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from written_models import build, entry, loads, tensors
 
 from mergescope.merging.merge import merge
 from mergescope.merging.plan import make_plan

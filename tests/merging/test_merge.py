@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from families import KINDS, build, entry, loads, mean_of, save_family, tensors, write_model
 from torch import nn
+from written_models import KINDS, build, entry, loads, mean_of, save_family, tensors, write_model
 
 import mergescope as ms
 from mergescope.errors import CheckpointError, MergescopeError, MismatchError

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import entry, mean_of, save_family, tensors, write_model
+from written_models import entry, mean_of, save_family, tensors, write_model
 
 import mergescope as ms
 from mergescope.errors import CheckpointError, MismatchError
