@@ -61,6 +61,26 @@ def test_what_looks_like_an_id_but_is_a_local_path_is_none(tmp_path, monkeypatch
     assert front(merge(mean_of(a, "b"), tmp_path / "out"))["base_model"] == ["a", "b"]
 
 
+def with_adapter(folder, base_config=None, base_card="", card=""):
+    """A base and an adapter of it; returns their reference."""
+    files = {"README__md": f"---\n{base_card}\n---\n"}
+    base = write_model(folder / "base", {"w": torch.ones(2, 3)}, base_config, **files)
+    factors = {
+        "base_model.model.w.lora_A.weight": torch.ones(1, 3),
+        "base_model.model.w.lora_B.weight": torch.ones(2, 1),
+    }
+    settings = json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1})
+    lora = write_model(
+        folder / "lora", factors, adapter_config__json=settings, README__md=f"---\n{card}\n---\n"
+    )
+    (lora / "model.safetensors").rename(lora / "adapter_model.safetensors")
+    return f"{base}+{lora}"
+
+
+def only(reference):
+    return {"merge_method": "linear", "models": [entry(reference, weight=1)]}
+
+
 @pytest.mark.parametrize(("base_config", "card", "named"), [
     ({}, "", ["base", "lora"]),
     ({"_name_or_path": "org/base"}, "", ["org/base", "lora"]),
@@ -68,19 +88,27 @@ def test_what_looks_like_an_id_but_is_a_local_path_is_none(tmp_path, monkeypatch
     ({"_name_or_path": "org/base"}, "base_model: org/base", ["org/base"]),
 ])  # fmt: skip
 def test_an_adapter_names_its_base(tmp_path, base_config, card, named):
-    base = write_model(tmp_path / "base", {"w": torch.ones(2, 3)}, base_config)
-    settings = json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1})
-    factors = {
-        "base_model.model.w.lora_A.weight": torch.ones(1, 3),
-        "base_model.model.w.lora_B.weight": torch.ones(2, 1),
-    }
-    lora = write_model(
-        tmp_path / "lora", factors, adapter_config__json=settings, README__md=f"---\n{card}\n---\n"
-    )
-    (lora / "model.safetensors").rename(lora / "adapter_model.safetensors")
-    out = merge({"merge_method": "linear", "models": [entry(f"{base}+{lora}", weight=1)]}, tmp_path / "out")
+    out = merge(only(with_adapter(tmp_path, base_config, card=card)), tmp_path / "out")
     assert front(out)["base_model"] == named
     assert torch.equal(ms.Checkpoint(out).tensor("w"), torch.full((2, 3), 2.0))
+
+
+def test_an_adapter_has_a_licence_of_its_own(tmp_path):
+    reference = with_adapter(tmp_path, base_card="license: mit")
+    out = merge(only(reference), tmp_path / "out", digests=False)
+    assert "license" not in front(out) and "| mit + not stated |" in (out / "README.md").read_text()
+    (tmp_path / "lora" / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert front(merge(only(reference), tmp_path / "both", digests=False))["license"] == "mit"
+
+
+def test_other_licences_are_one_only_by_their_names(tmp_path):
+    card = "---\nlicense: other\nlicense_name: {}\n---\n"
+    a, b = two(tmp_path, README__md=card.format("llama3"))
+    found = front(merge(mean_of(a, b), tmp_path / "same", digests=False))
+    assert (found["license"], found["license_name"]) == ("other", "llama3")
+    (b / "README.md").write_text(card.format("gemma"))
+    out = merge(mean_of(a, b), tmp_path / "out", digests=False)
+    assert "license" not in front(out) and "| other (gemma) |" in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize("text", [

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import mergescope as ms
 from mergescope.errors import MergescopeError, RecipeError
 from mergescope.merging.check import check
-from mergescope.merging.differences import config_table, grouped
+from mergescope.merging.differences import config_table, grouped, label_findings
 
 SIZE = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -225,6 +225,48 @@ def test_a_recipe_is_planned_and_its_problems_are_listed(base, tuned, tmp_path):
         check(recipe=recipe | {"dtpye": "bfloat16"})
     with pytest.raises(MergescopeError, match="not both"):
         check([tuned], recipe=recipe)
+
+
+def test_a_recipe_of_one_model_is_checked(base):
+    sources = [[{"model": str(base), "layer_range": span}] for span in ([0, 2], [1, 2])]
+    recipe = {"merge_method": "passthrough", "slices": [{"sources": each} for each in sources]}
+    report = check(recipe=recipe)
+    assert report.mergeable and report.models == ("base",) and not report.skipped
+    edit(base, lambda tensors: tensors[UP].fill_(torch.nan))
+    assert UP in one(check(recipe=recipe), "error", "values").message
+
+
+def labelled(name, labels):
+    state = {"classifier.weight": torch.ones(2, 3), "token_type_embeddings.weight": torch.ones(2, 3)}
+    config = {"id2label": {str(number): label for number, label in enumerate(labels)}}
+    return SimpleNamespace(name=name, config=config, spec=ms.Checkpoint(state).spec)
+
+
+@pytest.mark.parametrize(
+    ("labels", "severity", "said"),
+    [
+        (["pos", "neg"], "error", "the same classes other numbers: 0 is 'pos' in b and 'neg' in a"),
+        (["spam", "ham"], "warning", "for other classes: 0 is 'spam' in b and 'neg' in a"),
+        (["NEG", "Pos"], None, None),
+        (["LABEL_0", "LABEL_1"], None, None),
+        (["neg", "none", "pos"], None, None),
+    ],
+)
+def test_heads_whose_rows_are_other_classes_are_told(labels, severity, said):
+    found = label_findings([labelled("a", ["neg", "pos"]), labelled("b", labels)])
+    assert [finding.severity for finding in found] == [severity] * (severity is not None)
+    assert all(said in finding.message and finding.items == ("classifier.weight",) for finding in found)
+
+
+def test_classes_in_another_order_stand_against_a_mean_but_not_against_stacking(tmp_path):
+    paths = [tmp_path / name for name in "ab"]
+    for path, labels in zip(paths, (["neg", "pos"], ["pos", "neg"]), strict=True):
+        path.mkdir()
+        save_file({"classifier.weight": torch.ones(2, 3)}, path / "model.safetensors")
+        (path / "config.json").write_text(json.dumps({"id2label": dict(enumerate(labels))}))
+    assert "Rows of different classes" in one(check(paths, fast=True), "error", "config").message
+    recipe = {"merge_method": "passthrough", "models": [{"model": str(paths[0])}]}
+    assert check(recipe=recipe | {"base_model": str(paths[1])}, fast=True).mergeable
 
 
 def test_stacking_layers_of_strangers_is_no_error(base, tmp_path):

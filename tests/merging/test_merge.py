@@ -263,6 +263,19 @@ def test_nan_and_infinity_name_the_model_and_the_tensor(tmp_path, method, value)
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "bad"}
 
 
+@pytest.mark.parametrize("method", ["model_stock", "karcher"])
+def test_a_nan_in_another_part_of_the_tensor_names_the_model(tmp_path, method, monkeypatch):
+    monkeypatch.setattr("mergescope.merging.streams.CHUNK", 100)  # two rows
+    a, b = two(tmp_path)
+    state = tensors(b)
+    state["w1"][-1, 4] = float("nan")
+    bad = write_model(tmp_path / "bad", state)
+    recipe = {"merge_method": method, "models": [entry(a), entry(b), entry(bad)]}
+    recipe |= {"base_model": str(a)} if method == "model_stock" else {}
+    with pytest.raises(CheckpointError, match=f"'w1' has NaN or infinite values in {bad}"):
+        merge(recipe, tmp_path / "out")
+
+
 def test_weights_that_sum_to_zero_and_overflow_are_refused(tmp_path):
     a, b = two(tmp_path)
     recipe = {"merge_method": "linear", "models": [entry(a, weight=1), entry(b, weight=-1)]}

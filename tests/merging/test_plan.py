@@ -1,5 +1,7 @@
 """Plans: which tensors come out, of what, and everything that is wrong before a byte is read."""
 
+import json
+
 import pytest
 import torch
 from written_models import entry, mean_of, save_family, tensors, write_model
@@ -108,6 +110,17 @@ def test_the_dtype_is_the_homes_unless_the_recipe_says_otherwise():
         assert any("stored as bfloat16 and float32" in note for note in made.notes) == ("dtype" not in recipe)
 
 
+def test_a_dtype_that_is_not_the_homes_is_told():
+    half = {key: value.bfloat16() for key, value in NET.items()}
+    sources = [[{"model": name, "layer_range": [0, 3]}] for name in "ab"]
+    recipe = {"merge_method": "passthrough", "slices": [{"sources": each} for each in sources]}
+    made = plan(recipe, a=NET, b=half)
+    kinds = {job.name: job.spec.dtype for job in made.jobs}
+    assert kinds["h.0.attn.w"] == torch.float32 and kinds["h.3.attn.w"] == torch.bfloat16
+    assert any("in a (where that has no part, as in the first that has)" in note for note in made.notes)
+    assert not any("no part" in note for note in plan(mean_of("a", "b"), a=NET, b=half).notes)
+
+
 def test_every_difference_is_named_with_tensor_models_and_shapes():
     other = {**NET, "ln.weight": torch.ones(3), "extra": torch.ones(1)}
     del other["h.1.mlp.w"]
@@ -181,6 +194,21 @@ def test_a_head_that_is_the_embedding_and_that_only_some_models_save_is_left_out
     }
 
 
+def test_a_tied_head_is_kept_where_it_is_not_the_embedding(tmp_path):
+    rows = BOTH["shared.weight"]
+    for name, head in (("same", rows.clone()), ("own", rows + 1)):
+        a, b = (
+            write_model(
+                tmp_path / name / each, BOTH | {"lm_head.weight": head}, {"tie_word_embeddings": True}
+            )
+            for each in "ab"
+        )
+        made = make_plan(read_recipe(mean_of(a, b)))
+        kept = "lm_head.weight" in {job.name for job in made.jobs}
+        assert kept is (name == "own") and made.config["tie_word_embeddings"] is not kept
+        assert any("is kept and tie_word_embeddings set to false" in note for note in made.notes) is kept
+
+
 def test_what_a_network_does_not_read_is_left_out_and_nothing_else(tmp_path):
     table = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
     config = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
@@ -234,6 +262,57 @@ def test_modules_take_their_prefix_and_must_cover_the_model(tmp_path):
     recipe["modules"]["text_model.encoder"] = {"models": models}
     with pytest.raises(MismatchError, match="made by 2 modules"):
         make_plan(read_recipe(recipe))
+
+
+def sized(folder, rows, width):
+    """A network of two blocks with a head, and the configuration that describes it."""
+    state = {f"h.{n}.w": torch.ones(width) for n in range(2)}
+    state |= {name: torch.ones(rows, width) for name in ("wte.weight", "lm_head.weight")}
+    return write_model(folder, state, {"vocab_size": rows, "n_layer": 2, "tie_word_embeddings": False})
+
+
+def stacked(*models):
+    sources = [[{"model": str(model), "layer_range": [0, 2]}] for model in models]
+    return {"merge_method": "passthrough", "slices": [{"sources": each} for each in sources]}
+
+
+def exchanged(model, other):
+    parts = {"h": model, "lm_head": model, "wte": other}
+    return {
+        "merge_method": "passthrough",
+        "modules": {name: {"models": [entry(each)]} for name, each in parts.items()},
+    }
+
+
+@pytest.mark.parametrize(
+    ("recipe", "other", "told", "advice"),
+    [
+        (stacked, (5, 2), "lm_head.weight: [5, 2] from {b}, but", "tokenizer_source"),
+        (lambda a, b: mean_of(b, base_model=str(a)), (5, 2), "wte.weight: [5, 2] from {b}, but", "tokenizer_source"),
+        (exchanged, (5, 2), "wte.weight: [5, 2] from {b}, but", "tokenizer_source"),
+        (stacked, (4, 3), "h.2.w: [3] from {b}, but", "one architecture"),
+    ],
+)  # fmt: skip
+def test_tensors_that_do_not_fit_the_configuration_of_the_output_are_refused(
+    tmp_path, recipe, other, told, advice
+):
+    a, b = sized(tmp_path / "a", 4, 2), sized(tmp_path / "b", *other)
+    with pytest.raises(MismatchError) as caught:
+        make_plan(read_recipe(recipe(a, b)))
+    assert f"{told.format(b=b)} config.json comes from {a}, which has [" in str(caught.value)
+    assert advice in str(caught.value)
+    assert make_plan(read_recipe(recipe(a, sized(tmp_path / "like", 4, 2)))).jobs
+
+
+def test_weights_of_further_modules_are_copied_and_noted(tmp_path):
+    modules = json.dumps([{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}])
+    a, b = (write_model(tmp_path / name, NET, modules__json=modules) for name in "ab")
+    write_model(a / "2_Dense", {"linear.weight": torch.ones(2)})
+    recipe = read_recipe(mean_of(a, b))
+    assert f"the weights in 2_Dense are those of {a}, and not merged" in make_plan(recipe).notes
+    out = merge(recipe, tmp_path / "out")
+    assert torch.equal(tensors(out / "2_Dense")["linear.weight"], torch.ones(2))
+    assert not any("2_Dense" in note for note in make_plan(read_recipe(mean_of(b))).notes)
 
 
 def test_layers_are_stacked_from_the_right_blocks():

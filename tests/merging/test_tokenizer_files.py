@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from mergescope.errors import CheckpointError, MergescopeError
 from mergescope.merging.chat_templates import BUILT_IN, choose_chat_template
+from mergescope.merging.merge import merge
 from mergescope.merging.tokenizers import output_vocabulary, read_vocabulary, write_tokenizer
 
 
@@ -98,6 +99,25 @@ def test_a_tokenizer_that_comes_out_otherwise_is_an_error(three, tmp_path):
         CheckpointError, match=r"gives 2 token\(s\) other ids than their rows: '</s>' \(row 1, id 2\)"
     ):
         written(tmp_path, alignment, three)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("generation_config.json", {"tokenizer_source": "union"}),
+        ("tokenizer_config.json", {"chat_template": "chatml"}),
+    ],
+)
+def test_damaged_settings_are_named_and_nothing_is_left(tmp_path, name, asked, text):
+    tokenizer = wrapped(bpe(TEXT["a"]))
+    a, b = (model(tmp_path, each, tokenizer).directory for each in "ab")
+    (a / name).write_text(text)
+    models = [{"model": str(path), "parameters": {"weight": 1}} for path in (a, b)]
+    why = "is not valid JSON" if text == "{" else "holds no settings but a list"
+    with pytest.raises(CheckpointError, match=f"{a / name} {why}"):
+        merge({"merge_method": "linear", "models": models, **asked}, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
 
 
 def test_configurations_follow_the_vocabulary(three):

@@ -1,5 +1,7 @@
 """Vocabularies of merges: real small tokenizers, embeddings compared token by token."""
 
+import json
+
 import pytest
 import torch
 from small_tokenizers import BIAS, EMBED, HEAD, TEXT, bpe, model, permuted, three_models, wrapped
@@ -189,6 +191,12 @@ def test_an_unknown_source_and_a_model_without_tokenizer_are_named(three, tmp_pa
         output_vocabulary("union", three, "a")
 
 
+def test_a_vocabulary_size_that_is_not_the_embeddings_is_named(three):
+    (three["b"].directory / "config.json").write_text(json.dumps({"vocab_size": 60}))
+    with pytest.raises(CheckpointError, match=rf"{EMBED} of b has 72 rows, but its vocab_size is 60"):
+        output_vocabulary("union", three, "a")
+
+
 def test_models_of_different_widths_are_refused(tmp_path):
     slim = model(tmp_path, "slim", wrapped(bpe(TEXT["a"])))
     wide = model(tmp_path, "wide", wrapped(bpe(TEXT["b"])), width=5)
@@ -285,3 +293,17 @@ def test_two_models_that_put_other_tokens_into_one_row_are_found(tmp_path):
         with pytest.raises(MismatchError, match="Rows of different tokens would be averaged"):
             make_plan(read_recipe(recipe))
         assert make_plan(read_recipe(recipe | {"tokenizer_source": "union"})).alignment.size == 80
+
+
+def test_embedding_and_head_of_different_tokenizers_are_not_put_together(tmp_path):
+    tokenizer = bpe(TEXT["a"])
+    a, b = (model(tmp_path, n, wrapped(t)) for n, t in (("a", tokenizer), ("b", permuted(tokenizer))))
+
+    def recipe(head):
+        parts = {"model": a, "norm": a, "lm_head": head}
+        modules = {name: {"models": [{"model": str(it.directory)}]} for name, it in parts.items()}
+        return read_recipe({"merge_method": "passthrough", "modules": modules})
+
+    assert make_plan(recipe(a)).jobs
+    with pytest.raises(MismatchError, match="would be of different vocabularies: set tokenizer_source"):
+        make_plan(recipe(b))

@@ -8,6 +8,7 @@ from support import family, make_net, scalars
 
 import mergescope as ms
 from mergescope.errors import CheckpointError, PointError
+from mergescope.merging.writer import copy_side_files
 
 
 @pytest.fixture
@@ -186,3 +187,62 @@ def test_files_of_rarer_tokenizers_come_along(inputs, tmp_path):
         (inputs[0].directory / name).write_text("x")
     out = ms.save(inputs[0], tmp_path / "out")
     assert all((out / name).is_file() for name in names)
+
+
+def test_the_configuration_names_the_dtype_that_is_written(tmp_path):
+    folder = tmp_path / "half"
+    folder.mkdir()
+    save_file({"w": torch.ones(2).bfloat16(), "n": torch.ones(1).int()}, folder / "model.safetensors")
+    said = {"dtype": "bfloat16", "text_config": {"torch_dtype": "bfloat16", "hidden_size": 2}}
+    (folder / "config.json").write_text(json.dumps(said))
+    out = ms.save(ms.Checkpoint(folder, dtype="float32"), tmp_path / "out")
+    changed = {"dtype": "float32", "text_config": {"torch_dtype": "float32", "hidden_size": 2}}
+    assert json.loads((out / "config.json").read_text()) == changed
+    same = ms.save(ms.Checkpoint(folder), tmp_path / "same")
+    assert (same / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+
+
+def modules(home, *names):
+    """What sentence-transformers writes beside a model: its modules, and a directory for each but the first."""
+    kinds = [(name, str(name).partition("_")[2]) for name in ("", *names)]
+    listed = [{"path": name, "type": f"sentence_transformers.models.{kind}"} for name, kind in kinds]
+    (home / "modules.json").write_text(json.dumps(listed))
+
+
+def test_modules_of_a_sentence_transformer_come_along_but_for_the_transformer(inputs, tmp_path):
+    home = inputs[0].directory
+    modules(home, "0_Transformer", "1_Pooling", "2_Dense")
+    for name in ("0_Transformer", "1_Pooling", "2_Dense", "3_Other"):
+        (home / name).mkdir()
+        save_file({"linear.weight": torch.ones(2)}, home / name / "model.safetensors")
+    (home / "normalizer.json").write_text("{}")
+    out = ms.save(inputs[0], tmp_path / "out")
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"1_Pooling", "2_Dense"}
+    assert torch.equal(load_file(out / "2_Dense" / "model.safetensors")["linear.weight"], torch.ones(2))
+    assert (out / "normalizer.json").is_file() and ms.Checkpoint(out).digest == inputs[0].digest
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "../secret", "1_x/../../secret", "1_link", ".", "/etc", "2_" + "a" * 500, 5, None]
+)
+def test_modules_can_not_lead_outside_the_model(inputs, tmp_path, name):
+    home, secret = inputs[0].directory, tmp_path / "in" / "secret"
+    for folder in (secret, home / "1_real"):
+        folder.mkdir()
+    (secret / "key").write_text("x")
+    (home / "1_link").symlink_to(secret)
+    (home / "1_real" / "key").symlink_to(secret / "key")
+    modules(home, name, "1_real")
+    assert not list(ms.save(inputs[0], tmp_path / "out").rglob("key"))
+
+
+def test_modules_in_the_hubs_cache_are_links_to_its_files(tmp_path):
+    home = tmp_path / "models--org--a" / "snapshots" / "0123abc"
+    (home / "2_Dense").mkdir(parents=True)
+    (home.parent.parent / "blobs").mkdir()
+    (home.parent.parent / "blobs" / "abc").write_text("{}")
+    (home / "2_Dense" / "config.json").symlink_to("../../../blobs/abc")
+    modules(home, "2_Dense")
+    copy_side_files(home, tmp_path / "out")
+    copied = tmp_path / "out" / "2_Dense" / "config.json"
+    assert copied.read_text() == "{}" and not copied.is_symlink()

@@ -164,3 +164,26 @@ def test_a_broken_config_is_named(single):
     (single / "config.json").write_text("{nope")
     with pytest.raises(CheckpointError, match=r"config\.json is not valid JSON"):
         _ = ms.Checkpoint(single).config
+
+
+OLD = {
+    "bert.LayerNorm.gamma": torch.arange(3.0), "bert.LayerNorm.beta": torch.ones(3), "ls1.gamma": torch.zeros(2),
+    "taken.LayerNorm.gamma": torch.zeros(2), "taken.LayerNorm.weight": torch.ones(2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["file", "shards", "pickle"])
+def test_norms_of_old_berts_are_named_as_transformers_reads_them(tmp_path, place):
+    name = {"file": "model.safetensors", "shards": "x.safetensors", "pickle": "pytorch_model.bin"}[place]
+    write = torch.save if place == "pickle" else save_file
+    write(OLD, tmp_path / name)
+    if place == "shards":
+        weight_map = json.dumps({"weight_map": dict.fromkeys(OLD, name)})
+        (tmp_path / "model.safetensors.index.json").write_text(weight_map)
+    theta = ms.Checkpoint(tmp_path)
+    assert set(theta.keys()) == {"bert.LayerNorm.weight", "bert.LayerNorm.bias", *list(OLD)[2:]}
+    assert torch.equal(theta.tensor("bert.LayerNorm.weight"), OLD["bert.LayerNorm.gamma"])
+    assert torch.equal(theta.rows("bert.LayerNorm.weight", 1, 3), OLD["bert.LayerNorm.gamma"][1:])
+    assert torch.equal(theta.tensor("taken.LayerNorm.weight"), OLD["taken.LayerNorm.weight"])
+    again = pickle.loads(pickle.dumps(theta))
+    assert torch.equal(again.tensor("bert.LayerNorm.bias"), OLD["bert.LayerNorm.beta"])

@@ -35,6 +35,18 @@ def test_a_hub_id_is_fetched_with_its_revision_and_commit(tmp_path, monkeypatch,
     assert (found.name, found.commit, found.directory) == (repo, "0123abc", snapshot)
 
 
+def test_an_adapter_on_the_hub_is_told_with_its_base(tmp_path, monkeypatch):
+    snapshot = tmp_path / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    monkeypatch.setattr("mergescope.weights.files._download", lambda *args: snapshot)
+    for base, written in (("org/base", "org/base"), ("gpt2", "ORG/NAME"), (None, "BASE")):
+        (snapshot / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+        with pytest.raises(CheckpointError, match=rf"write {written}\+org/lora@v1 where") as caught:
+            ms.Checkpoint("org/lora@v1")
+        stated = f"({snapshot / 'adapter_config.json'} names {base!r})"
+        assert (stated in str(caught.value)) is (base is not None)
+
+
 def test_a_hub_id_that_is_not_cached_gives_a_clear_error_offline():
     with pytest.raises(CheckpointError, match=r"'org/absent' is neither a local path.*'v2'.*HF_HUB_OFFLINE"):
         ms.Checkpoint("org/absent@v2")
@@ -112,7 +124,7 @@ def test_what_a_hub_is_asked_for(tmp_path, monkeypatch):
     assert ms.Checkpoint("org/model").tensor("w") == 1
     (patterns,) = asked
     needed = ("README.md", "config.json", "source.spm", "spm.model", "qwen.tiktoken", "merges.txt", "modeling_x.py",
-              "bpe.codes", "chat_template.jinja", "1_Pooling/config.json")  # fmt: skip
+              "bpe.codes", "chat_template.jinja", "1_Pooling/config.json", "2_Dense/pytorch_model.bin")  # fmt: skip
     assert all(any(fnmatch(name, pattern) for pattern in patterns) for name in needed)
     assert not any(fnmatch("pytorch_model.bin", pattern) for pattern in patterns)
 

@@ -444,6 +444,14 @@ def test_open_model_opens_bases_and_adapters(adapter):
         open_model("org/x@v1", revision="v2")
 
 
+def test_a_base_that_is_not_where_the_adapter_says_is_told(adapter):
+    lora = adapter / "adapter"
+    edit(adapter, base_model_name_or_path="gpt2")
+    with pytest.raises(CheckpointError, match=rf"names the base 'gpt2', which .* ORG/NAME\+{lora}") as caught:
+        open_model(lora)
+    assert str(lora / "adapter_config.json") in str(caught.value)
+
+
 def test_a_head_that_the_base_lacks_says_how_to_get_one(adapter):
     change(adapter, add={"base_model.model.score.weight": torch.ones(2, 16)})
     assert "score.weight: the head that was trained with the adapter" in refusal(adapter)

@@ -22,7 +22,7 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 def model_card(plan: Plan, digests: Mapping[str, str]) -> str:
     """Write the card.
 
-    The licence is named if all parents name the same one; otherwise each parent's is listed.
+    The licence is named if all parents, adapters too, name the same one; otherwise each parent's is listed.
 
     Args:
         plan: what was merged.
@@ -41,12 +41,10 @@ def model_card(plan: Plan, digests: Mapping[str, str]) -> str:
         "library_name": "transformers" if (plan.config or {}).get("architectures") else "pytorch",
         "tags": ["merge", "mergescope"],
     }
-    licences = {
-        name: found["license"] for name, found in fronts.items() if isinstance(found.get("license"), str)
-    }
-    if licences and len(licences) == len(plan.models) and len(set(licences.values())) == 1:
-        source = next(iter(fronts.values()))
-        front |= {key: source[key] for key in LICENCE_KEYS if key in source}
+    licences = {name: _licences(model) for name, model in plan.models.items()}
+    first, *others = (licence for found in licences.values() for licence in found)
+    if first and all(licence == first for licence in others):
+        front |= first
     tags = {tag for found in fronts.values() if isinstance(tag := found.get("pipeline_tag"), str)}
     if len(tags) == 1:
         front["pipeline_tag"] = tags.pop()
@@ -69,13 +67,31 @@ def model_card(plan: Plan, digests: Mapping[str, str]) -> str:
         commit = getattr(model, "commit", None) or "local files"
         role = " (base)" if name == recipe.base_model else ""
         digest = digests.get(name, "not computed")
-        lines.append(f"| `{name}`{role} | {commit} | `{digest}` | {licences.get(name, 'not stated')} |")
+        stated = " + ".join(dict.fromkeys(map(_told, licences[name])))
+        lines.append(f"| `{name}`{role} | {commit} | `{digest}` | {stated} |")
     lines += ["", f"Seed: {plan.seed}.", *(f"Note: {note}." for note in plan.notes)]
     text, fence = recipe.text_with_seed(plan.seed).strip(), "```"
     while fence in text:
         fence += "`"
     lines += ["", "## Recipe", "", f"{fence}yaml", text, fence, ""]
     return "\n".join(lines)
+
+
+def _licences(model: Any) -> list[dict[str, Any]]:
+    # A model's, and that of its adapter; empty where none is stated.
+    parts = [model, *([adapter] if (adapter := getattr(model, "adapter", None)) is not None else [])]
+    fronts = [front_matter(getattr(part, "directory", None)) for part in parts]
+    return [
+        {key: front[key] for key in LICENCE_KEYS if key in front}
+        if isinstance(front.get("license"), str)
+        else {}
+        for front in fronts
+    ]
+
+
+def _told(licence: Mapping[str, Any]) -> str:
+    stated, name = licence.get("license", "not stated"), licence.get("license_name")
+    return f"{stated} ({name})" if isinstance(name, str) else str(stated)
 
 
 def _ids(reference: str, model: Any) -> list[str]:

@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergescope.errors import CheckpointError, MergescopeError, MismatchError
-from mergescope.merging.differences import config_findings, config_table, grouped, shape_findings
+from mergescope.merging.differences import (
+    config_findings,
+    config_table,
+    grouped,
+    label_findings,
+    shape_findings,
+)
 from mergescope.merging.findings import Finding, Report
 from mergescope.merging.plan import make_plan
 from mergescope.merging.recipe import Recipe, read_recipe
@@ -49,7 +55,7 @@ def check(
 
     Raises:
         RecipeError: the recipe can't be understood.
-        MergescopeError: fewer than two models, or models beside a recipe.
+        MergescopeError: fewer than two models and no recipe, or models beside a recipe.
 
     Example:
         >>> import torch
@@ -66,7 +72,8 @@ def check(
         recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
         base = recipe.base_model
         models = [name for name in recipe.references if name != base]
-    if len(models) + (base is not None) < 2:
+    named = len(models) + (base is not None)
+    if recipe is None and named < 2:
         raise MergescopeError("A check needs two models or more, or a model and --base, or a recipe.")
     opened, findings = _open([*([base] if base is not None else []), *models])
     found = [model for _, model in opened]
@@ -74,11 +81,14 @@ def check(
     report = Report(tuple(model.name for model in found), found[0].name if has_base else None, findings)
     if base is not None and not has_base:
         report.skipped.append("The base can't be read, so nothing was compared with it.")
-    if len(found) < 2:
+    if len(found) < min(named, 2):
         report.skipped.append("Fewer than two models can be read, so nothing was compared.")
     differences = shape_findings(found) if found else []
     report.config = config_table(found)
     differences += config_findings(found, report.config)
+    stacked = isinstance(recipe, Recipe) and recipe.method.name == "passthrough"
+    if not stacked:
+        differences += label_findings(found)
     differences += _tokenizers(found, recipe)
     if isinstance(recipe, Recipe) and len(found) == len(models) + has_base:
         planned, coped = _plan(
@@ -93,7 +103,6 @@ def check(
             "no test of whether the models descend from the base, no task vectors."
         )
     elif found:
-        stacked = isinstance(recipe, Recipe) and recipe.method.name == "passthrough"
         _weights(report, found, has_base, stacked, threads, progress)
     findings.sort(key=lambda finding: _ORDER.index(finding.severity))
     return report

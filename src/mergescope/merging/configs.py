@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import torch
+
+from mergescope.documents import DocumentError, read_json
+from mergescope.errors import CheckpointError
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
 """Where configurations keep the number of blocks."""
@@ -19,6 +25,8 @@ SIDES = {
     "decoder": ("decoder_layers", "num_decoder_layers"),
 }
 """Layer counts of models that have an encoder and a decoder."""
+
+_DTYPE_KEYS = ("torch_dtype", "dtype")
 
 
 def layer_count_path(config: Mapping[str, Any] | None, stack: str) -> tuple[str, ...] | None:
@@ -139,8 +147,59 @@ def set_dtype(config: dict[str, Any], dtype: str) -> None:
         config: ``config.json``, or a part of it.
         dtype: for example ``"bfloat16"``.
     """
-    for key, value in config.items():
-        if key in ("torch_dtype", "dtype") and (value is None or isinstance(value, str)):
-            config[key] = dtype
-        elif isinstance(value, dict) and key.endswith("_config"):
-            set_dtype(value, dtype)
+    for part in _parts(config):
+        for key in _DTYPE_KEYS:
+            if key in part and (part[key] is None or isinstance(part[key], str)):
+                part[key] = dtype
+
+
+def match_dtype(config: dict[str, Any], dtypes: Iterable[torch.dtype]) -> None:
+    """Name the dtype that all weights are stored in, if a configuration names another one, in place.
+
+    Args:
+        config: ``config.json``.
+        dtypes: of the stored tensors.
+
+    Example:
+        >>> config = {"dtype": "bfloat16"}
+        >>> match_dtype(config, [torch.float32, torch.int64])
+        >>> config
+        {'dtype': 'float32'}
+    """
+    stored = {str(dtype).removeprefix("torch.") for dtype in dtypes if dtype.is_floating_point}
+    stated = {part[key] for part in _parts(config) for key in _DTYPE_KEYS if isinstance(part.get(key), str)}
+    if len(stored) == 1 and stated - stored:
+        set_dtype(config, stored.pop())
+
+
+def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    # The configuration and those of its parts, in a loop: a hostile one may nest them deeply.
+    waiting = [config]
+    while waiting:
+        part = waiting.pop()
+        yield part
+        inner = (value for key, value in part.items() if key.endswith("_config"))
+        waiting += [value for value in inner if isinstance(value, dict)]
+
+
+def read_settings(path: Path, origin: Path | None = None) -> dict[str, Any]:
+    """Read a JSON file of settings.
+
+    Args:
+        path: the file.
+        origin: the directory that it was copied from, for messages.
+
+    Returns:
+        Its content.
+
+    Raises:
+        CheckpointError: it is not valid JSON, or no mapping.
+    """
+    named = path if origin is None else origin / path.name
+    try:
+        found = read_json(path)
+    except DocumentError as error:
+        raise CheckpointError(f"{named} is not valid JSON: {error}. Fetch it again.") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{named} holds no settings but a {type(found).__name__}. Fetch it again.")
+    return found

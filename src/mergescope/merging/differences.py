@@ -12,7 +12,7 @@ from mergescope.errors import CheckpointError
 from mergescope.merging.findings import ConfigRow, Finding
 from mergescope.merging.vocabulary import HEADS, INPUTS
 from mergescope.models.architecture import ignored_keys
-from mergescope.weights.kinds import copy_of, is_derived
+from mergescope.weights.kinds import copy_of, is_derived, kind_of
 from mergescope.weights.point import TensorSpec
 
 MATTERS = re.compile(
@@ -255,6 +255,68 @@ def config_findings(models: Sequence[Any], rows: Sequence[ConfigRow]) -> list[Fi
             tuple(unsure),
         ))  # fmt: skip
     return out
+
+
+def label_findings(models: Sequence[Any]) -> list[Finding]:
+    """Compare the classes of the heads' rows, where the configurations name them.
+
+    Args:
+        models: checkpoints.
+
+    Returns:
+        At most one finding a model, of a head that it shares with one before it: an error if the same classes
+        have other numbers there, a warning if they are other classes.
+
+    Example:
+        >>> import torch
+        >>> from mergescope import Checkpoint
+        >>> models = [Checkpoint({"classifier.weight": torch.ones(2, 3)}, name=name) for name in "ab"]
+        >>> label_findings(models)  # without a configuration
+        []
+    """
+    out: list[Finding] = []
+    before: list[tuple[Any, dict[str, str]]] = []
+    for model in models:
+        labels = _labels(model)
+        found = (_other_classes(model, labels, other, theirs) for other, theirs in before)
+        out += [finding for finding in found if finding is not None][:1]
+        before.append((model, labels))
+    return out
+
+
+def _labels(model: Any) -> dict[str, str]:
+    # Number to class; transformers' own names of classes say nothing.
+    found = (config_of(model) or {}).get("id2label")
+    labels = {str(number): str(name) for number, name in found.items()} if isinstance(found, dict) else {}
+    return labels if any(name != f"LABEL_{number}" for number, name in labels.items()) else {}
+
+
+def _other_classes(
+    model: Any, labels: Mapping[str, str], other: Any, theirs: Mapping[str, str]
+) -> Finding | None:
+    first, second = ({number: it[number].casefold() for number in it} for it in (theirs, labels))
+    wrong = [number for number in first if second.get(number) != first[number]]
+    heads = [
+        key
+        for key, spec in model.spec.items()
+        if spec.shape[:1] == (len(labels),)
+        and key in other.spec
+        and other.spec[key].shape == spec.shape
+        and (kind_of(key) == "head" or "classifier" in key)
+    ]
+    if len(first) != len(second) or not wrong or not heads:
+        return None
+    told = f"{wrong[0]} is {labels.get(wrong[0])!r} in {model.name} and {theirs[wrong[0]]!r} in {other.name}"
+    if sorted(first.values()) == sorted(second.values()):
+        return Finding(
+            "error", "config", f"{model.name} and {other.name} give the same classes other numbers: {told}. Rows of "
+            f"different classes would be averaged in {grouped(heads)}. Bring one model's rows and id2label into the "
+            "other's order.", tuple(heads),
+        )  # fmt: skip
+    return Finding(
+        "warning", "config", f"{model.name} and {other.name} have heads of one size for other classes: {told}. A mean "
+        f"of their rows stands for neither: {grouped(heads)}.", tuple(heads),
+    )  # fmt: skip
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -200,6 +200,8 @@ def _require_finite(plan: Plan, job: Job, chunk: Chunk, stored: torch.Tensor) ->
     if _finite(stored):
         return
     _blame(plan, job, chunk)
+    for other in job.stream(plan.recipe.method):  # norms and the like carry it from one chunk to all
+        _blame(plan, job, other)
     raise CheckpointError(
         f"Merging gives NaN or infinite values in {job.name!r} though all inputs are finite: the result does not fit "
         f"{str(job.spec.dtype).removeprefix('torch.')}, or the weights are extreme. Use a wider out_dtype."

@@ -153,16 +153,8 @@ class Layout:
         return next((name for name in names if shape is None or spec[name].shape == shape), None)
 
     def _names(self, model: str, module: Module) -> dict[str, None]:
-        # A head that the configuration ties is not read by transformers, even if it is stored.
-        tied = all((config or {}).get("tie_word_embeddings") is True for config in self._configs.values())
         spec = self._models[model].spec
-        return {
-            key: None
-            for key in spec
-            if module.holds(key)
-            and key not in self._left_out
-            and not (tied and is_head(key) and self.embedding(model, spec[key].shape))
-        }
+        return {key: None for key in spec if module.holds(key) and key not in self._left_out}
 
     # -- whole models ----------------------------------------------------------------------
 
@@ -172,7 +164,7 @@ class Layout:
         if base is not None and base not in taking:
             taking.append(base)
         first = base or taking[0]
-        self._leave_out(taking)
+        self._leave_out(module, taking)
         # All of the first's tensors, and heads that it ties to its embedding but others do not.
         names = self._names(first, module)
         for model in taking:
@@ -189,24 +181,29 @@ class Layout:
         for name in names:
             yield Wanted(part, name, [name] * len(part.sources), name, depth_of(name, counts))
 
-    def _leave_out(self, taking: Sequence[str]) -> None:
+    def _leave_out(self, module: Module, taking: Sequence[str]) -> None:
         # Tensors that say nothing of their own, which some versions of transformers store and others don't.
         owners: dict[str, list[str]] = {}
         for model in taking:
-            for key in self._models[model].spec:
+            for key in filter(module.holds, self._models[model].spec):
                 owners.setdefault(key, []).append(model)
+        tied = all((config or {}).get("tie_word_embeddings") is True for config in self._configs.values())
         unknown: dict[str, list[str]] = {}
         for key, has in owners.items():
             specs = [self._models[model].spec for model in has]
             lacking = [model for model in taking if self.key_in(model, key) is None]
+            asked = is_head(key) and (tied or len(has) < len(taking))
+            own = [model for model in has if not self._repeats(model, key)] if asked else has
             if all(self._copied(model, key) for model in has):
                 self._note_left_out(key, "is the shared embedding once more")
-            elif is_head(key) and len(has) < len(taking) and all(self._repeats(model, key) for model in has):
+            elif not own:
                 self._note_left_out(key, "equals the embedding")
             elif lacking and all(is_derived(key, spec[key].shape) for spec in specs):
                 self._note_left_out(key, "follows from the configuration", lacking)
             elif lacking:
                 unknown[key] = lacking
+            if tied and asked and own and self.embedding(own[0]):
+                self._note_kept(key, own)
         for model in taking if unknown else ():
             own = [key for key in unknown if owners[key][0] == model]
             for key in ignored_keys(self._configs[model], own):
@@ -230,12 +227,18 @@ class Layout:
             told = f": {', '.join(lacking)} lack{'s' * (len(lacking) == 1)} it" if lacking else ""
             self.notes.append(f"{key} {why} and is left out{told}")
 
+    def _note_kept(self, head: str, own: Sequence[str]) -> None:
+        # transformers 5 keeps such a head apart, whatever the configuration says; 4 ties it.
+        self.notes.append(
+            f"{head} is kept and tie_word_embeddings set to false: it is not the embedding in {', '.join(own)}"
+        )
+
     # -- stacked blocks --------------------------------------------------------------------
 
     def _stack(self, module: Module) -> Iterator[Wanted]:
         taking = [source.model for part in module.slices for source in part.sources]
         taking += [base for part in module.slices if (base := self.base_of(part)) is not None]
-        self._leave_out(list(dict.fromkeys(taking)))
+        self._leave_out(module, list(dict.fromkeys(taking)))
         first, last = module.slices[0], module.slices[-1]
         model = first.sources[0].model
         names = self._names(model, module)

@@ -128,7 +128,7 @@ class PartialMerge:
             OSError: a rename fails.
         """  # noqa: DOC502 (raised by what this calls)
         for path in (*self.folder.rglob("*"), self.folder):
-            if path.suffix != ".safetensors":  # these are on the disk already
+            if path.suffix != ".safetensors" or path.parent != self.folder:  # these are on the disk already
                 _sync(path)
         self._close_journal()
         (self.folder / JOURNAL).unlink()

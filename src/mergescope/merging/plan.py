@@ -116,7 +116,7 @@ class Plan:
     @property
     def bytes_read(self) -> int:
         """Bytes of the inputs, once."""
-        used = {(id(rows.model), rows.key): rows for job in self.jobs for rows in _plain_rows(job)}
+        used = {(id(rows.model), rows.key): rows for job in self.jobs for rows in plain_rows(job)}
         return sum(rows.model.spec[rows.key].nbytes for rows in used.values())
 
     @property
@@ -151,7 +151,7 @@ class Plan:
             {name: model.identity for name, model in self.models.items()},
             [
                 (job.name, str(job.spec), job.base is not None, job.copy, repr(job.values),
-                 [(names[id(rows.model)], rows.key) for rows in _plain_rows(job)])
+                 [(names[id(rows.model)], rows.key) for rows in plain_rows(job)])
                 for job in self.jobs
             ],
         ]  # fmt: skip
@@ -170,7 +170,15 @@ def _tokenizer_files(model: Any) -> list[Path]:
     )
 
 
-def _plain_rows(job: Job) -> Iterator[Any]:
+def plain_rows(job: Job) -> Iterator[CheckpointRows]:
+    """Where the rows of a tensor of the output are read, the base's last.
+
+    Args:
+        job: the tensor.
+
+    Yields:
+        Each model's rows in its own order.
+    """
     for rows in (*job.models, *([job.base] if job.base is not None else [])):
         inner = getattr(rows, "source", rows)
         if isinstance(inner, CheckpointRows):

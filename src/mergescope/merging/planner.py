@@ -10,23 +10,27 @@ from typing import Any, cast
 import torch
 
 from mergescope.errors import CheckpointError, MergescopeError
-from mergescope.merging.blocks import stacks
-from mergescope.merging.configs import count_both_sides, layer_count_path, restack, set_dtype
+from mergescope.merging.blocks import place_of, stacks
+from mergescope.merging.configs import count_both_sides, layer_count_path, match_dtype, restack, set_dtype
 from mergescope.merging.layout import ARCHITECTURE, Layout, Problems, Wanted, is_head
 from mergescope.merging.methods import Parameter, Values
-from mergescope.merging.plan import CheckpointRows, Job
+from mergescope.merging.plan import CheckpointRows, Job, plain_rows
 from mergescope.merging.recipe import Module, Recipe, Source
 from mergescope.merging.settings import Setting, resolve
 from mergescope.merging.shards import TAGS
 from mergescope.merging.streams import Rows
 from mergescope.merging.vocabulary import (
+    BIASES,
     HEADS,
     INPUTS,
     conflicts,
+    ends_with,
     read_vocabulary,
     tokenizer_directory,
     vocabulary_problems,
 )
+from mergescope.merging.writer import modules_with_weights
+from mergescope.weights.kinds import is_derived
 from mergescope.weights.lora import VOCABULARY_FILES
 from mergescope.weights.point import TensorSpec
 
@@ -35,6 +39,7 @@ VOCABULARY = (
     "The vocabularies differ in size: set tokenizer_source: union (or base) in the recipe to match rows by "
     "token."
 )
+TOGETHER = "Embedding, head and tokenizer would be of different vocabularies"
 VALUES = "Correct the recipe's parameters."
 DEQUANTISE = "Dequantise models before merging them."
 
@@ -61,6 +66,7 @@ class Planner:
         self._refused: dict[str, list[str]] = {}
         self._references = {id(model): name for name, model in models.items()}
         self._dtypes: set[str] = set()
+        self._elsewhere = False  # whether some tensors are none of the home model's
         self._scaled: dict[int, tuple[bool, set[str]]] = {}
         self._own_heads = False
         if recipe.tokenizer is not None:
@@ -85,6 +91,7 @@ class Planner:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             self.problems.add(f"{names[0]}{more}: {why}", VALUES)
         self._require_complete(jobs)
+        self._require_described(jobs)
         if not self.problems.found:
             self._compare_tokenizers(jobs)
         self.statistics = tuple(
@@ -98,11 +105,7 @@ class Planner:
                 "statistics of the merged network and can cost much of its accuracy: re-estimate them on data "
                 "(merge(..., calibration=batches))"
             )
-        if len(self._dtypes) > 1 and not (self.recipe.out_dtype or self.recipe.dtype):
-            self.notes.append(
-                f"the models are stored as {' and '.join(sorted(self._dtypes))}, and the output as its tensors are in "
-                f"{self.home_reference}: set dtype to choose another type"
-            )
+        self._note_files()
         return jobs
 
     # -- one tensor ------------------------------------------------------------------------
@@ -192,6 +195,7 @@ class Planner:
         wanted = self.recipe.out_dtype or self.recipe.dtype
         if not first.is_floating_point:
             return first
+        self._elsewhere = self._elsewhere or self.home_reference not in own
         self._dtypes |= {str(rows.dtype).removeprefix("torch.") for rows in stored}
         dtype = getattr(torch, wanted) if wanted else first
         if dtype not in TAGS:
@@ -230,6 +234,19 @@ class Planner:
 
     # -- the whole -------------------------------------------------------------------------
 
+    def _note_files(self) -> None:
+        if len(self._dtypes) > 1 and not (self.recipe.out_dtype or self.recipe.dtype):
+            others = " (where that has no part, as in the first that has)" if self._elsewhere else ""
+            self.notes.append(
+                f"the models are stored as {' and '.join(sorted(self._dtypes))}, and the output as its tensors are in "
+                f"{self.home_reference}{others}: set dtype to choose another type"
+            )
+        directory = getattr(self.home, "directory", None)
+        if directory is not None and (modules := modules_with_weights(directory)):
+            self.notes.append(
+                f"the weights in {', '.join(modules)} are those of {self.home_reference}, and not merged"
+            )
+
     def _require_complete(self, jobs: list[Job]) -> None:
         for name, count in Counter(job.name for job in jobs).items():
             if count > 1:
@@ -242,15 +259,47 @@ class Planner:
                         f"{key}: belongs to no module of the recipe", "Name every module of the model."
                     )
 
-    def _compare_tokenizers(self, jobs: list[Job]) -> None:
-        """Rows of different tokens must not be averaged without a word."""
-        mixed = any(
-            job.name.endswith((*HEADS, *INPUTS)) and len(job.models) + (job.base is not None) > 1
-            for job in jobs
-        )
-        if self.alignment is not None or not mixed:
+    def _require_described(self, jobs: list[Job]) -> None:
+        """Tensors must have the shapes of the home model, whose configuration the output gets."""
+        if self._configs[self.home_reference] is None:
             return
-        used = [self.home, *(model for model in self.models.values() if model is not self.home)]
+        blocks: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+        for key, spec in self.home.spec.items():
+            place = place_of(key)
+            if place.stack in self._layout.blocks:
+                blocks.setdefault((place.stack, place.rest), set()).add(tuple(spec.shape))
+        for job in jobs:
+            place, shape = place_of(job.name), tuple(job.spec.shape)
+            if place.stack in self._layout.blocks:
+                known = blocks.get((place.stack, place.rest), set())
+            else:
+                like = self._layout.key_in(self.home_reference, job.name)
+                known = set() if like is None else {tuple(self.home.spec[like].shape)}
+            if self._is_aligned(job):  # the configuration gets the number of rows
+                known = {(*shape[:1], *other[1:]) for other in known}
+            if known and shape not in known and not is_derived(job.name, shape):
+                by_token = ends_with(job.name, (*HEADS, *INPUTS, *BIASES))
+                by_token = by_token and any(shape[1:] == other[1:] for other in known)
+                self.problems.add(
+                    f"{job.name}: {list(shape)} from {', '.join(job.labels)}, but config.json comes from "
+                    f"{self.home_reference}, which has {' or '.join(str(list(other)) for other in sorted(known))}",
+                    VOCABULARY if by_token else ARCHITECTURE,
+                )
+
+    def _is_aligned(self, job: Job) -> bool:
+        return self.alignment is not None and any(
+            rows.key in self.alignment.keys(self._references[id(rows.model)]) for rows in plain_rows(job)
+        )
+
+    def _compare_tokenizers(self, jobs: list[Job]) -> None:
+        """Rows of different tokens must not come together without a word."""
+        rows_of = [job for job in jobs if is_head(job.name) or ends_with(job.name, INPUTS)]
+        givers = [rows.model for job in rows_of for rows in plain_rows(job)]
+        used = list({id(model): model for model in (self.home, *givers)}.values())
+        if self.alignment is not None or len(used) < 2:
+            return
+        averaged = any(len(job.models) + (job.base is not None) > 1 for job in rows_of)
+        together = "Rows of different tokens would be averaged" if averaged else TOGETHER
         folders = [folder for model in used if (folder := tokenizer_directory(model)) is not None]
         if all(_same_files(folders[0], folder) for folder in folders[1:]):
             return
@@ -268,7 +317,7 @@ class Planner:
         for conflict in conflicts(tables.values(), base):
             self.problems.add(
                 conflict,
-                "Rows of different tokens would be averaged: set tokenizer_source: union (or base) in the recipe.",
+                f"{together}: set tokenizer_source: union (or base) in the recipe.",
             )
         self.notes += [note.rstrip(".") for note in notes]
 
@@ -305,6 +354,8 @@ class Planner:
         wanted = self.recipe.out_dtype or self.recipe.dtype
         if wanted:
             set_dtype(config, wanted)
+        else:
+            match_dtype(config, (job.spec.dtype for job in jobs))
         return config
 
     @staticmethod

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergescope.errors import CheckpointError
 from mergescope.merging.chat_templates import FILE, choose_chat_template
+from mergescope.merging.configs import read_settings
 from mergescope.merging.vocabulary import TOKENIZER_FILES, load_tokenizer, tokenizer_directory
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def write_tokenizer(
         chat_template: ``"auto"``, a built-in name, Jinja text, or None to leave it.
 
     Raises:
-        CheckpointError: the tokenizer can't be extended, or gives other ids when it is loaded.
+        CheckpointError: the tokenizer can't be extended, gives other ids when loaded, or has damaged files.
         MergescopeError: the chat template is unknown or invalid.
     """  # noqa: DOC502 (raised by what this calls)
     if alignment is not None:
@@ -60,7 +61,7 @@ def write_tokenizer(
         folders = [folder for name in order if (folder := tokenizer_directory(models[name])) is not None]
         template = choose_chat_template(chat_template, folders)
         if template is not None:
-            _write_template(out_dir, template)
+            _write_template(out_dir, template, folders)
 
 
 def _remove(folder: Path) -> None:
@@ -169,11 +170,12 @@ def _verify(out_dir: Path, alignment: Alignment) -> None:
         )
 
 
-def _write_template(out_dir: Path, template: str) -> None:
+def _write_template(out_dir: Path, template: str, folders: Sequence[Path]) -> None:
     (out_dir / FILE).write_text(template, encoding="utf-8")
     (out_dir / "chat_template.json").unlink(missing_ok=True)
     path = out_dir / "tokenizer_config.json"
     if path.is_file():
-        config = json.loads(path.read_text(encoding="utf-8"))
+        origin = next((folder for folder in folders if (folder / path.name).is_file()), None)
+        config = read_settings(path, origin)
         if config.pop("chat_template", None) is not None:  # two templates would contradict each other
             path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from mergescope.errors import MergescopeError, did_you_mean
+from mergescope.errors import CheckpointError, MergescopeError, did_you_mean
 from mergescope.merging.aligned_rows import AlignedRows
 from mergescope.merging.streams import Rows
 from mergescope.merging.tokenizer_files import write_tokenizer
 from mergescope.merging.vocabulary import (
     HEADS,
+    INPUTS,
     Vocabulary,
     embedding_keys,
+    ends_with,
     read_vocabulary,
     vocabulary_problems,
     vocabulary_rows,
@@ -158,7 +160,7 @@ def output_vocabulary(
 
     Raises:
         MergescopeError: a model or token is unknown; all such are named.
-        CheckpointError: a model has no usable tokenizer.
+        CheckpointError: a model has no usable tokenizer, or other rows than its configuration says.
     """  # noqa: DOC502 (raised by what this calls)
     settings = {"source": settings} if isinstance(settings, str) else dict(settings)
     source = settings.get("source") or "union"
@@ -170,6 +172,7 @@ def output_vocabulary(
             f"one of them.{did_you_mean(source, models)}"
         )
     tables = {name: read_vocabulary(model) for name, model in models.items()}
+    _require_rows(models)
     rows = {name: max(vocabulary_rows(model) or 0, 0) or tables[name].end for name, model in models.items()}
     tokens = dict(tables[home].ids)
     if source == "union":
@@ -187,6 +190,25 @@ def output_vocabulary(
     alignment = Alignment(source, home, tokens, size, index, fill, tables, dict(models))
     _override(alignment, settings.get("tokens") or {}, rows)
     return alignment
+
+
+def _require_rows(models: Mapping[str, Any]) -> None:
+    # Else no tensor would count as the vocabulary's, and rows of different tokens be merged after all.
+    problems = []
+    for name, model in models.items():
+        inputs = {
+            key: spec.shape[0]
+            for key, spec in model.spec.items()
+            if ends_with(key, INPUTS) and len(spec.shape) == 2
+        }
+        if inputs and "input" not in embedding_keys(model).values():
+            key, rows = next(iter(inputs.items()))
+            size = vocabulary_rows(model)
+            problems.append(f"{key} of {name} has {rows} rows, but its vocab_size is {size}")
+    if problems:
+        raise CheckpointError(
+            f"Rows can't be matched by token: {'; '.join(problems)}. Correct vocab_size in config.json there."
+        )
 
 
 def _index(tokens: Mapping[str, int], ids: Mapping[str, int], size: int, rows: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 
 import torch
 
-from mergescope.documents import read_json
+from mergescope.documents import DocumentError, read_json
 from mergescope.errors import CheckpointError, PointError
+from mergescope.merging.configs import match_dtype
 from mergescope.merging.shards import Shards
 from mergescope.merging.vocabulary import TOKENIZER_FILES
 from mergescope.weights import Point
-from mergescope.weights.files import atomic_directory
+from mergescope.weights.files import PICKLES, atomic_directory
 from mergescope.weights.point import TensorSource
 
 SIDE_FILES = (
@@ -24,9 +26,11 @@ SIDE_FILES = (
     "*.model", "sentencepiece*", "bpe.codes", "added_tokens.json", "preprocessor_config.json",
     "video_preprocessor_config.json", "processor_config.json", "chat_template*", "*.spm", "*.tiktoken",
     "tekken.json", "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json",
-    "*_Pooling/config.json", "*.py",
+    "*_Pooling/config.json", "normalizer.json", "*.py",
 )  # fmt: skip
 """Files beside the weights that make a Hugging Face directory load; copied from the base."""
+
+_MODULE = re.compile(r"\d{1,3}_\w[\w.-]{0,99}", re.ASCII)
 
 
 def save(
@@ -95,7 +99,10 @@ def save(
             if config is not None:
                 (folder / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
             elif home is not None:
-                write_side_files(home, folder, getattr(home, "config", None))
+                described = getattr(home, "config", None)
+                if described is not None:
+                    match_dtype(described, (spec.dtype for spec in point.spec.values()))
+                write_side_files(home, folder, described)
             header = {"mergescope.point": str(point), **(metadata or {})}
             shards = Shards(folder, point.spec.items(), header, max_shard_bytes=None)
             try:
@@ -177,15 +184,59 @@ def write_side_files(home: Any, folder: Path, config: Mapping[str, Any] | None) 
 
 
 def copy_side_files(home: Path, folder: Path) -> None:
-    """Copy configuration and tokenizer files.
+    """Copy configuration and tokenizer files, and further modules of a sentence-transformers model.
 
     Args:
         home: a checkpoint's directory.
         folder: where to.
     """
-    for pattern in SIDE_FILES:
-        for path in sorted(home.glob(pattern)):
-            if path.is_file():
-                destination = folder / path.relative_to(home)
-                destination.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, destination)
+    found = [path for pattern in SIDE_FILES for path in sorted(home.glob(pattern)) if path.is_file()]
+    for path in (*found, *(file for module in _modules(home) for file in _files_in(module, home))):
+        destination = folder / path.relative_to(home)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, destination)
+
+
+def modules_with_weights(home: Path) -> list[str]:
+    """Further modules of a sentence-transformers model that have weights, such as a dense layer.
+
+    Args:
+        home: a checkpoint's directory.
+
+    Returns:
+        Names of their directories, as ``modules.json`` there gives them.
+    """
+    kinds = {".safetensors", *PICKLES}
+    return [
+        module.name
+        for module in _modules(home)
+        if any(path.suffix in kinds for path in _files_in(module, home))
+    ]
+
+
+def _modules(home: Path) -> list[Path]:
+    # The transformer's own directory is left out: its weights are those that are merged.
+    try:
+        listed = read_json(home / "modules.json") if (home / "modules.json").is_file() else []
+    except DocumentError:
+        return []
+    items = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    named = [item.get("path") for item in items if not _is_transformer(item.get("type"))]
+    plain = [name for name in named if isinstance(name, str) and _MODULE.fullmatch(name)]
+    folders = [home / name for name in dict.fromkeys(plain)]
+    return [folder for folder in folders if folder.is_dir() and not folder.is_symlink()]
+
+
+def _is_transformer(kind: object) -> bool:
+    return isinstance(kind, str) and kind.endswith("Transformer")
+
+
+def _files_in(module: Path, home: Path) -> list[Path]:
+    # Links may lead to where the hub's cache keeps all files, but not to whatever else is on this machine.
+    root = home.resolve()
+    places = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
+    return [
+        path
+        for path in sorted(module.rglob("*"))
+        if path.is_file() and any(place in path.resolve().parents for place in places)
+    ]

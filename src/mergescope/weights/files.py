@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergescope.documents import read_json, usable_path
+from mergescope.documents import DocumentError, read_json, usable_path
 from mergescope.errors import CheckpointError, MergescopeError, near_paths
 
 INDEX = "model.safetensors.index.json"
@@ -85,8 +85,9 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Locat
     if path.is_dir():
         return _in_directory(path, path.resolve().name)
     repo, _, pinned = os.fspath(source).partition("@")
-    snapshot, commit = find_directory(repo, revision or pinned or None)
-    found = _in_directory(snapshot, repo)
+    wanted = revision or pinned or None
+    snapshot, commit = find_directory(repo, wanted)
+    found = _in_directory(snapshot, repo, f"{repo}@{wanted}" if wanted else repo)
     return Located(repo, found.directory, found.shards, found.index, commit)
 
 
@@ -126,7 +127,7 @@ def _download(repo: str, revision: str | None) -> Path:
     try:
         wanted = [
             "*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.tiktoken", "bpe.codes", "*.jinja", "*.md",
-            "*.py",
+            "*.py", "[0-9]_*/pytorch_model.bin",
         ]  # fmt: skip
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
         if not any(folder.glob("*.safetensors")):
@@ -142,15 +143,17 @@ def _download(repo: str, revision: str | None) -> Path:
         ) from error
 
 
-def _in_directory(directory: Path, name: str) -> Located:
+def _in_directory(directory: Path, name: str, written: str | None = None) -> Located:
     if (directory / SINGLE).is_file():  # before an index, which is a leftover then: as transformers does it
         return Located(name, directory, (directory / SINGLE,))
     if (directory / INDEX).is_file():
         return _from_index(directory / INDEX, name, ".safetensors")
     if (directory / ADAPTER_CONFIG).is_file():
+        base, adapter = _base_of(directory), written or str(directory)
+        stated = f" ({directory / ADAPTER_CONFIG} names {base!r})" if base else ""
         raise CheckpointError(
-            f"{directory} holds a PEFT adapter, which is no model by itself. Apply it to its base: "
-            f"LoraCheckpoint(base, {str(directory)!r}), or write BASE+{directory} where a model is named."
+            f"{directory} holds a PEFT adapter, which is no model by itself. Apply it to its base{stated}: "
+            f"LoraCheckpoint(base, {adapter!r}), or write {_as_written(base)}+{adapter} where a model is named."
         )
     others = sorted(path for path in directory.glob("*.safetensors") if path.is_file())
     if len(others) == 1:
@@ -169,6 +172,22 @@ def _in_directory(directory: Path, name: str) -> Located:
     raise CheckpointError(
         f"{directory} holds {why} (it holds: {seen}). Expected a directory written by save_pretrained."
     )
+
+
+def _base_of(directory: Path) -> str | None:
+    try:
+        found = read_json(directory / ADAPTER_CONFIG)
+    except DocumentError:
+        return None
+    named = found.get("base_model_name_or_path") if isinstance(found, dict) else None
+    return named if isinstance(named, str) and named else None
+
+
+def _as_written(base: str | None) -> str:
+    # Old ids such as "gpt2" have no organisation, and would be taken for paths here.
+    if base is None:
+        return "BASE"
+    return base if "/" in base or Path(base[:60]).exists() else "ORG/NAME"
 
 
 def _from_index(index: Path, name: str, suffix: str) -> Located:

@@ -56,7 +56,7 @@ class PickleStore:
         self.files = located.shards
         self.metadata: dict[str, str] = {}
         self._open: dict[Path, dict[str, torch.Tensor]] = {}
-        self.spec, self._where = read_shards(self.name, located, self._read_specs)
+        self.spec, self._where, self._stored = read_shards(self.name, located, self._read_specs)
         self.identity = files_identity(located.shards)
 
     def _read_specs(self, shard: Path) -> dict[str, TensorSpec]:
@@ -76,7 +76,7 @@ class PickleStore:
         Returns:
             The tensor, a view of the mapped file.
         """
-        return self._payload(self._where[key])[key]
+        return self._payload(self._where[key])[self._stored[key]]
 
     def rows(self, key: str, start: int, stop: int) -> torch.Tensor:
         """Read rows of one tensor.

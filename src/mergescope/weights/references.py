@@ -111,6 +111,13 @@ def open_model(
             raise CheckpointError(
                 f"{folder / ADAPTER_CONFIG} does not name its base model. Name it: BASE+{folder}."
             )
-        return LoraCheckpoint(Checkpoint(adapter.base, revision=adapter.base_revision, dtype=dtype), folder)
+        try:
+            base = Checkpoint(adapter.base, revision=adapter.base_revision, dtype=dtype)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{folder / ADAPTER_CONFIG} names the base {adapter.base!r}, which can't be opened: {error} If it is "
+                f"elsewhere, or an old id without an organisation, name it: PATH+{folder} or ORG/NAME+{folder}."
+            ) from error
+        return LoraCheckpoint(base, folder)
     base = Checkpoint(parts.model, revision=revision, dtype=dtype)
     return base if parts.lora is None else LoraCheckpoint(base, parts.lora, revision=parts.lora_revision)

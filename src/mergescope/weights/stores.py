@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -31,6 +31,9 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
+
+_OLD_ENDS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+"""Ends of names in checkpoints that come from TensorFlow, and what transformers reads them as."""
 
 
 class Store(Protocol):
@@ -109,7 +112,7 @@ class FileStore:
         self._open: dict[Path, Any] = {}
         self._views: dict[str, torch.Tensor] = {}
         self._descriptors: dict[Path, BinaryIO] = {}
-        self.spec, self._where = read_shards(self.name, located, self._read_header)
+        self.spec, self._where, self._stored = read_shards(self.name, located, self._read_header)
         self.identity = files_identity(located.shards)
 
     def _read_header(self, shard: Path) -> dict[str, TensorSpec]:
@@ -157,7 +160,8 @@ class FileStore:
         if key in self._views:
             return self._views[key]
         try:
-            return self._views.setdefault(key, self._handle(self._where[key]).get_tensor(key))
+            found = self._handle(self._where[key]).get_tensor(self._stored[key])
+            return self._views.setdefault(key, found)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"Reading {key!r} of {self.name} from {self._where[key]} failed: {error}."
@@ -187,7 +191,7 @@ class FileStore:
             return rows
         shard = self._where[key]
         wanted = rows.view(-1).view(torch.uint8).numpy().data
-        offset = self._begin[key] + start * row
+        offset = self._begin[self._stored[key]] + start * row
         try:
             while len(wanted):
                 count = os.preadv(self._descriptor(shard), [wanted], offset)
@@ -231,8 +235,10 @@ def _data_offsets(shard: Path) -> dict[str, int]:
 
 def read_shards(
     name: str, located: Located, read: Callable[[Path], Mapping[str, TensorSpec]]
-) -> tuple[dict[str, TensorSpec], dict[str, Path]]:
+) -> tuple[dict[str, TensorSpec], dict[str, Path], dict[str, str]]:
     """Put the headers of a checkpoint's files together.
+
+    ``LayerNorm.gamma`` and ``LayerNorm.beta`` of old BERTs are named as transformers reads them: weight and bias.
 
     Args:
         name: the checkpoint's, for messages.
@@ -240,7 +246,7 @@ def read_shards(
         read: file to the specs of its tensors.
 
     Returns:
-        Tensor name to spec, and tensor name to file.
+        Tensor name to spec, tensor name to file, and tensor name to its name in the file.
 
     Raises:
         CheckpointError: there are no tensors, one is in two files or can't be one, or index and files disagree.
@@ -271,7 +277,21 @@ def read_shards(
             f"{', '.join(absent) or 'none'}. In a shard but not listed: {', '.join(unlisted) or 'none'}. "
             "Shards of two checkpoints are mixed: fetch the model again."
         )
-    return spec, where
+    names = _names(spec)
+    return (
+        {name: spec[key] for name, key in names.items()},
+        {name: where[key] for name, key in names.items()},
+        names,
+    )
+
+
+def _names(stored: Collection[str]) -> dict[str, str]:
+    names = {}
+    for key in stored:
+        end = next((end for end in _OLD_ENDS if key.endswith(end)), None)
+        name = key if end is None else key.removesuffix(end) + _OLD_ENDS[end]
+        names[key if name in stored else name] = key
+    return names
 
 
 def _implausible(key: str, spec: TensorSpec) -> str | None:
