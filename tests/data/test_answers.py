@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import ENTRIES, save_config, save_tokenizer
 
-from mergescope.data import encode, load_processor, load_split, task_spec
+from mergescope.data import Wording, encode, load_processor, load_split, task_spec
 from mergescope.data.labels import read_labels
 from mergescope.data.registry import as_template
 from mergescope.data.tokens import IGNORED
@@ -116,3 +116,32 @@ def test_users_say_which_columns_count(tmp_path):
     assert task_spec("squad", text="context").wording.text == as_template("context") == "{context}"
     assert task_spec("squad", answer_column="id").wording.answer == "{id}"
     assert task_spec("cifar100", label_column="coarse_label").columns["label"] == "coarse_label"
+
+
+def sentences(folder, words_given, targets):
+    """Data in the layout of CommonGen."""
+    folder.mkdir()
+    for split in ("train", "validation"):
+        rows = {"concepts": words_given, "target": targets}
+        datasets.Dataset.from_dict(rows).to_parquet(str(folder / f"{split}.parquet"))
+    return task_spec(f"common_gen={folder}")
+
+
+def test_rows_without_a_question_or_an_answer_are_left_out_and_told(tmp_path, words):
+    asked, targets = [["good", "film"]] * 20, ["a good film"] * 20
+    asked[5], targets[3], targets[4] = [], "", None
+    table = load_split(sentences(tmp_path / "data", asked, targets), "test")
+    data = encode(table, words, text_column="text", answer_column="answer")
+    assert data.samples == 17 and data.skipped == {"empty answer": 2, "empty text": 1}
+    assert "left out 3 of 20 rows: empty answer (2), empty text (1)" in data.notes
+
+
+def test_a_split_whose_answers_are_all_hidden_is_refused(tmp_path):
+    spec = sentences(tmp_path / "data", [["good", "film"]] * 20, [""] * 20)
+    with pytest.raises(DataError, match=r"The field \{target\} is empty: .* may be hidden"):
+        load_split(spec, "test")
+
+
+def test_a_row_without_the_column_of_a_part_is_empty():
+    wording = Wording("{question}", "{answers[text]:first}")
+    assert wording.fill_what_is_there({"question": "Why?", "answers": None}) == ("Why?", None)

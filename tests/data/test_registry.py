@@ -16,7 +16,6 @@ from mergescope.data.task_splits import (
     label_column,
     load_split,
     matched_words,
-    used_commit,
 )
 from mergescope.errors import DataError
 
@@ -232,6 +231,30 @@ def test_a_directorys_own_validation_split_is_used(tmp_path):
     assert [len(load_split(spec, split)) for split in ("train", "validation", "test")] == [20, 4, 6]
 
 
+def test_where_the_labels_of_the_test_split_are_hidden_validation_is_the_test(tmp_path):
+    for split, labels in {"train": [0, 1] * 10, "validation": [0, 1, 1], "test": [-1] * 4}.items():
+        rows = {"text": [f"text {n}" for n in range(len(labels))], "label": labels}
+        datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / f"{split}.parquet"))
+    spec = task_spec(tmp_path)
+    assert spec.splits == {"train": "train", "test": "validation"}
+    assert [len(load_split(spec, split)) for split in ("train", "validation", "test")] == [18, 2, 3]
+    assert "the labels of the split test are hidden" in spec.notes[0]
+
+
+def test_a_hub_data_sets_own_validation_split_is_used(tmp_path, monkeypatch):
+    files, really = {}, datasets.load_dataset
+    for split, count in (("train", 20), ("validation", 4), ("test", 6)):
+        files[split] = str(tmp_path / f"{split}.parquet")
+        rows = {"text": ["good"] * count, "label": [0, 1] * (count // 2)}
+        datasets.Dataset.from_dict(rows).to_parquet(files[split])
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda repo, config, revision: really("parquet", data_files=files)
+    )
+    spec = task_spec("org/reviews")
+    assert spec.splits == {"train": "train", "test": "test", "validation": "validation"}
+    assert [len(load_split(spec, split)) for split in ("train", "validation", "test")] == [20, 4, 6]
+
+
 def test_directories_that_are_no_tasks_are_refused(tmp_path):
     for name, rows in {
         "bare": {"text": ["a", "b"]},
@@ -315,14 +338,6 @@ def test_wordings_say_what_is_missing():
         Wording("{options:letered}", "x").fill({"options": ["a"]})
     with pytest.raises(DataError, match="has no wording"):
         load_split(TaskSpec("x", "nowhere", "text-to-text"), "test")
-
-
-def test_the_commit_that_was_used_is_recorded():
-    commit = "9c4afd6174afa3974f209a0ef099dbbe244dfd27"
-    table = datasets.Dataset.from_dict({"label": [0]})
-    assert used_commit(table) is None
-    table.info.download_checksums = {f"hf://datasets/tanganke/sun397@{commit}/data/x.parquet": {}}
-    assert used_commit(table) == commit
 
 
 def test_class_names_are_those_of_the_column_that_is_asked_for(tmp_path):

@@ -1,6 +1,7 @@
 """Tables from files, directories, image folders and the hub (offline)."""
 
 import json
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -96,6 +97,13 @@ def test_shards_of_a_split_are_read_together_in_order(tmp_path):
     assert load_table(tmp_path)["text"][:] == [f"text {i}" for i in range(6)]
 
 
+def test_shards_with_a_digest_behind_their_number_are_read_together(tmp_path):
+    for number, digest in enumerate(("0a1b2c3d4e5f6a7b", "b7a6f5e4d3c2b1a0")):
+        parquet(tmp_path / f"data/test-0000{number}-of-00002-{digest}.parquet", 2, 2 * number)
+    parquet(tmp_path / "data/validation-00000-of-00001-0123456789abcdef.parquet", 3, 50)
+    assert load_table(tmp_path)["text"][:] == [f"text {i}" for i in range(4)]
+
+
 def test_a_split_that_does_not_exist_is_refused_naming_those_that_do(tmp_path):
     for name in ("train", "test"):
         parquet(tmp_path / f"{name}.parquet")
@@ -181,6 +189,26 @@ def test_images_without_classes_have_no_label(tmp_path):
         picture(tmp_path / "splits" / name)
     found = load_table(tmp_path / "splits")
     assert str(found.split) == "test" and found.column_names == ["image"] and len(found) == 2
+
+
+def test_linked_directories_of_images_are_classes_like_others(tmp_path):
+    for name in ("data/a/1.png", "elsewhere/b/2.png", "elsewhere/b/3.png", "data/.store/c/4.png"):
+        picture(tmp_path / name)
+    (tmp_path / "data" / "b").symlink_to(tmp_path / "elsewhere" / "b")
+    (tmp_path / "data" / "c").symlink_to(Path(".store", "c"))
+    found = load_table(tmp_path / "data")
+    assert found.features["label"].names == ["a", "b", "c"] and found["label"][:] == [0, 1, 1, 2]
+
+
+def test_links_that_lead_back_are_not_followed(tmp_path):
+    for name in ("data/a/1.png", "elsewhere/b/2.png"):
+        picture(tmp_path / name)
+    (tmp_path / "data" / "b").symlink_to(tmp_path / "elsewhere" / "b")
+    (tmp_path / "data" / "same").symlink_to("a")
+    (tmp_path / "elsewhere" / "b" / "back").symlink_to(tmp_path / "data")
+    (tmp_path / "elsewhere" / "b" / "up").symlink_to(tmp_path / "elsewhere")
+    found = load_table(tmp_path / "data")
+    assert found.features["label"].names == ["a", "b"] and found["label"][:] == [0, 1]
 
 
 def test_image_folders_that_mix_layouts_are_refused(tmp_path):

@@ -123,6 +123,7 @@ def test_the_model_s_positions_and_the_tokenizer_s_length_limit_texts(tmp_path):
         ({"max_position_embeddings": 514}, 512),  # RoBERTa counts from 2
         ({"text_config": {"max_position_embeddings": 77}}, 77),
         ({"n_positions": 512, "relative_attention_num_buckets": 32}, None),  # T5
+        ({"max_position_embeddings": 514, "relative_attention_num_buckets": 32}, 512),  # MPNet
     ],
 )
 def test_positions_are_read_from_the_configuration(tmp_path, config, positions):

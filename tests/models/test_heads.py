@@ -147,6 +147,11 @@ def test_the_key_is_the_content():
         "weights": make(reading).digest,
         "tokenizer": make(model, tiny_tokenizer([*WORDS[:3], "photo", "a", *WORDS[5:]])).digest,
     }
+    settings = {"hidden_act": "gelu", "num_attention_heads": 4, "layer_norm_eps": 1e-6, "eos_token_id": 2}
+    for name, value in settings.items():  # the weights do not tell them
+        other = clip()
+        setattr(other.config.text_config, name, value)
+        changed[name] = make(other).digest
     assert len({digest, *changed.values()}) == 1 + len(changed)
 
 
@@ -329,6 +334,14 @@ def test_each_family_is_pooled_by_its_convention(kind):
         found = WithHead(backbone, head).eval()(**inputs)
     torch.testing.assert_close(found.embedding, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.logits, expected @ head.weight.T + head.bias, rtol=1e-5, atol=1e-6)
+
+
+def test_the_embedding_is_that_of_a_forward_pass_wherever_a_prompt_ends():
+    model, inputs = WithHead(_bert(), linear_head(16, CLASSES, 0)).eval(), texts()
+    ends = inputs["attention_mask"].clone()
+    ends[:, 0] = 0
+    with torch.no_grad():
+        assert torch.equal(model.embedding({**inputs, "token_mask": ends}), model(**inputs).embedding)
 
 
 def test_a_normalising_head_sees_directions_only():

@@ -22,7 +22,7 @@ from mergescope.errors import DataError, MergescopeError, MismatchError, StudyEr
 from mergescope.models.heads import linear_head, save_head
 from mergescope.studies import family_run
 from mergescope.studies.families import FILE, Base, FamilyDirectory, Member, read_family, training_seconds
-from mergescope.studies.family_config import PRESET_OF, located, task_source
+from mergescope.studies.family_config import PRESET_OF, located, located_model, task_source
 from mergescope.studies.family_file import read_family_config
 from mergescope.studies.family_run import plan_family
 from mergescope.studies.finetuned import workplace
@@ -234,6 +234,23 @@ def test_problems_of_all_tasks_are_told_at_once(inputs, tmp_path):
         planned(described(inputs, tasks=tasks), tmp_path / "family")
     told = str(caught.value)
     assert "2 tasks can't be trained" in told and "'maybe'" in told and "absent" in told
+    assert "\n  - left: " in told and "\n  - right: " in told
+
+
+def test_the_task_that_can_not_be_trained_is_named(inputs, tmp_path):
+    empty_class(tmp_path, inputs)
+    tasks = {"left": str(inputs / "left"), "mine": str(tmp_path / "task")}
+    with pytest.raises(DataError, match=r"^The task mine can't be trained: The training split of"):
+        planned(described(inputs, tasks=tasks), tmp_path / "family")
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_fp16_on_a_cpu_is_refused_before_anything_is_written(inputs, tmp_path, workers):
+    plan = planned(described(inputs, recipe=FAST | {"precision": "fp16"}), tmp_path / "family")
+    engine = None if workers is None else LocalEngine(workers)
+    with pytest.raises(MergescopeError, match="no training in fp16 on a CPU. Choose precision bf16 or no"):
+        plan.run(progress=False, device="cpu", engine=engine)
+    assert not (tmp_path / "family").exists()
 
 
 def test_all_problems_of_a_description_are_told_at_once(tmp_path):
@@ -265,6 +282,10 @@ def test_all_problems_of_a_description_are_told_at_once(tmp_path):
         ({"recipe": {"lr": -1}}, "lr=-1.0"),
         ({"regimes": {"full": {"options": {"frozen": ["x"]}}}}, "frozen is decided by the head and the base"),
         ({"regimes": ["attention=attention-9"]}, "no regime 'attention-9'"),
+        (
+            {"regimes": {"attention": {"recipe": {"lr": 1}}, "attention-1": {}}},
+            "two regimes are called 'attention-1'",
+        ),
         ({"tasks": {}}, "at least 1"),
     ],
 )
@@ -308,6 +329,18 @@ def test_local_paths_are_kept_in_full_and_known_tasks_by_name(tmp_path, monkeypa
     assert located("mnist") == str(tmp_path / "mnist") and located("org/base") == "org/base"
     assert task_source("mnist", "mnist") == f"mnist={tmp_path / 'mnist'}"
     assert task_source("digits", "mnist") == str(tmp_path / "mnist") and task_source("dtd", "dtd") == "dtd"
+
+
+def test_a_base_with_an_adapter_is_kept_with_both_paths_in_full(tmp_path, monkeypatch):
+    for name in ("base", "adapter"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    for base, full in (
+        ("base+adapter", f"{tmp_path / 'base'}+{tmp_path / 'adapter'}"),
+        ("org/base@v1+adapter", f"org/base@v1+{tmp_path / 'adapter'}"),
+    ):
+        config = read_family_config({"base": base, "tasks": ["x"], "regimes": ["full"]})
+        assert located_model(base) == config.fine_tunes("encoder")["full", "x"].base == full
 
 
 def test_families_are_found_with_their_models(made):

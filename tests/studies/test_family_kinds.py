@@ -3,15 +3,19 @@
 import given_models
 import pytest
 import tunable_bases
+from datasets import Dataset
 from small_families import FAST
 
+from mergescope.data import encode, load_processor
 from mergescope.protocols.measure import Settings
 from mergescope.studies.families import Task
 from mergescope.studies.family_data import held_out_rows
 from mergescope.studies.family_file import read_family_config
 from mergescope.studies.family_run import plan_family
+from mergescope.studies.finetune import prepare
 from mergescope.studies.given import DataOptions, Options
 from mergescope.studies.given_family import prepare_family
+from mergescope.studies.training_data import FineTune
 
 
 def made(folder, base, tasks, **more):
@@ -92,3 +96,16 @@ def test_a_decoder_that_learned_answers_is_judged_by_them(tmp_path):
         counted[answers] = batch.get("token_mask", batch["attention_mask"]).sum(1)
     assert set(counted[True].tolist()) == {3}  # two words, [SEP]
     assert (counted[False] > 3).all()
+
+
+def test_an_encoder_decoder_is_measured_on_the_pair_as_the_one_text_that_it_learned(tmp_path):
+    base = tunable_bases.t5(tmp_path / "base")
+    for split in ("train", "test"):
+        pair = {"premise": ["w1 w2"] * 12, "hypothesis": ["w3"] * 12, "label": ["w10", "w11"] * 6}
+        (tmp_path / "data").mkdir(exist_ok=True)
+        Dataset.from_dict(pair).to_csv(str(tmp_path / "data" / f"{split}.csv"))
+    learned = prepare(FineTune(str(base), str(tmp_path / "data"), "one")).parts["test"]
+    rows, columns = held_out_rows(Task(str(tmp_path / "data")), "encoder-decoder")
+    measured = encode(rows, load_processor(base, "encoder-decoder"), progress=False, **columns)
+    for one, two in zip(learned, measured, strict=True):
+        assert one["input_ids"].tolist() == two["input_ids"].tolist()

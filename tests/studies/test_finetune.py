@@ -147,6 +147,12 @@ def test_precisions_of_models_after_each_other_may_differ(tune, tmp_path):
     assert read_record(other)["recipe"]["precision"] == "bf16"
 
 
+def test_fp16_on_a_cpu_is_refused_before_anything_is_written(tune, tmp_path):
+    with pytest.raises(MergescopeError, match="no training in fp16 on a CPU"):
+        train(replace(tune, recipe=replace(RECIPE, precision="fp16")), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_changes_are_told_in_words():
     old = {"head": "trained", "recipe": {"lr": 1, "steps": None}, "task": {"fingerprints": {"train": "a"}}}
     new = {"head": "none", "recipe": {"lr": 1, "steps": 5}, "task": {"fingerprints": {"train": "b"}}}

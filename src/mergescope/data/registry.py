@@ -2,15 +2,14 @@
 
 Hub data sets are read at ``main`` unless the task is pinned here or by the user
 (``eurosat@COMMIT``). The pins here are commits that were seen in the data set's own history; where
-none was seen there is none, and the commit that was used is recorded with the results
-(see [`used_commit`][mergescope.data.task_splits.used_commit]).
+none was seen there is none.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +56,7 @@ class TaskSpec:
         templates: for zero-shot heads; ``{}`` is the class.
         wording: of text-to-text tasks.
         citation: what to cite. Licences differ: they are on the data set's card.
+        notes: what a reader of results should know of the splits.
     """
 
     name: str
@@ -71,6 +71,7 @@ class TaskSpec:
     templates: tuple[str, ...] = ()
     wording: Wording | None = None
     citation: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def _images(name: str, source: str, citation: str, **more: str | None | dict[str, str]) -> TaskSpec:
@@ -279,18 +280,15 @@ def copy_of(spec: TaskSpec, source: str) -> TaskSpec:
 def _described(name: str, source: str, said: _Said, revision: str | None = None) -> TaskSpec:
     table = load_table(source, revision=revision)
     path = Path(source).expanduser()
-    names = _split_names(path) if path.is_dir() else [str(table.split)]
+    names = _split_names(path, table)
     test = choose_split(names, None, source)
     if SYNONYMS.get(test.lower()) not in ("test", "validation"):
         raise DataError(
             f"{source} has no test split, only {test}. Put the data in files or directories that are called train and "
             "test."
         )
-    splits = {"train": "train", "test": test}
-    others = [split for split in names if split != test and SYNONYMS.get(split.lower()) == "validation"]
-    if others:  # its makers know best which rows are alike
-        splits["validation"] = others[0]
     kind, columns = _roles(table, source, said)
+    splits, notes = _chosen_splits(names, test, _are_hidden(table, columns.get("label")))
     templates = GENERIC if kind == IMAGES else ()
     wording = None
     if said.answer is not None:
@@ -304,10 +302,28 @@ def _described(name: str, source: str, said: _Said, revision: str | None = None)
         splits=splits,
         templates=templates,
         wording=wording,
+        notes=notes,
     )
 
 
-def _split_names(path: Path) -> list[str]:
+def _chosen_splits(names: Sequence[str], test: str, hidden: bool) -> tuple[dict[str, str], tuple[str, ...]]:
+    others = [split for split in names if split != test and SYNONYMS.get(split.lower()) == "validation"]
+    splits = {"train": "train", "test": test}
+    if others and hidden:
+        told = f"the labels of the split {test} are hidden: tests are on {others[0]}, validation is held out of train"
+        return {**splits, "test": others[0]}, (told,)
+    if others:  # its makers know best which rows are alike
+        splits["validation"] = others[0]
+    return splits, ()
+
+
+def _are_hidden(table: datasets.Dataset, label: str | None) -> bool:
+    return label is not None and all(value is None or value == -1 for value in table[label][:])
+
+
+def _split_names(path: Path, table: datasets.Dataset) -> list[str]:
+    if not path.is_dir():  # of a hub data set, the library knows all
+        return list(table.info.splits or [str(table.split)])
     saved = path / "dataset_dict.json"
     if saved.is_file():
         return list(json.loads(saved.read_text(encoding="utf-8"))["splits"])

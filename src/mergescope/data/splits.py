@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ FORMATS = {
 
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
-_SHARD = re.compile(r"[-_.](\d{5,}|\d+-of-\d+)$")
+_SHARD = re.compile(r"[-_.](\d{5,}|\d+-of-\d+(-[0-9a-f]{16})?)$")
 _SIDE_FILES = {"dataset_info.json", "dataset_infos.json", "config.json", "metadata.csv", "metadata.jsonl"}
 
 
@@ -136,17 +137,37 @@ def split_files(directory: Path, config: str | None = None) -> dict[str, list[Pa
 def visible_files(directory: Path) -> list[Path]:
     """All files below a directory, but for hidden ones.
 
+    Links to other directories are followed, unless they lead back to where they come from, or to what is
+    found without them.
+
     Args:
         directory: where to look.
 
     Returns:
         Paths, sorted.
     """
-    return sorted(
-        path
-        for path in directory.rglob("*")
-        if not any(part.startswith(".") for part in path.relative_to(directory).parts) and path.is_file()
-    )
+    root = directory.resolve()
+    # A directory to the real places on the way to it, its own last.
+    above: dict[Path, tuple[Path, ...]] = {directory: (*root.parents, root)}
+    found: list[Path] = []
+    for folder, inner, names in os.walk(directory, followlinks=True):
+        here = Path(folder)
+        way = above.pop(here)
+        places = {name: (here / name).resolve() for name in inner if not name.startswith(".")}
+        inner[:] = [name for name, place in places.items() if _leads_on(name, place, way, root)]
+        above |= {here / name: (*way, places[name]) for name in inner}
+        files = (here / name for name in names if not name.startswith("."))
+        found += [file for file in files if file.is_file()]
+    return sorted(found)
+
+
+def _leads_on(name: str, place: Path, way: tuple[Path, ...], root: Path) -> bool:
+    if place in way:
+        return False
+    link = place != way[-1] / name
+    if not link or root not in place.parents:
+        return True
+    return any(part.startswith(".") for part in place.relative_to(root).parts)
 
 
 def _says_split(path: Path, directory: Path) -> bool:

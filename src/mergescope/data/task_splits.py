@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -288,6 +287,8 @@ def _with_names(spec: TaskSpec, table: datasets.Dataset, column: str) -> dataset
 
 
 def _as_text(spec: TaskSpec, wording: Wording, table: datasets.Dataset) -> datasets.Dataset:
+    import datasets
+
     classes: tuple[str, ...] = ()
     column = wording.label
     if column is not None and column in table.features:  # else the wording says what the data lack
@@ -296,23 +297,14 @@ def _as_text(spec: TaskSpec, wording: Wording, table: datasets.Dataset) -> datas
         if spec.classes is None and names is None:  # numbers are names enough
             names = [str(n) for n in range(int(read_labels(table, column).ids.max()) + 1)]
         classes = matched_words(spec, names)
+    parts = ("text", "answer")
+    features = datasets.Features({part: datasets.Value("string") for part in parts})
 
-    def fill(row: dict[str, Any]) -> dict[str, str]:
-        text, answer = wording.fill(row, classes)
-        return {"text": text, "answer": answer}
+    def fill(row: dict[str, Any]) -> dict[str, str | None]:
+        return dict(zip(parts, wording.fill_what_is_there(row, classes), strict=True))
 
     with quiet_datasets():
-        return table.map(fill, remove_columns=table.column_names).select_columns(["text", "answer"])
-
-
-def used_commit(table: datasets.Dataset) -> str | None:
-    """The commit of the hub that a table came from, for the record.
-
-    Args:
-        table: any.
-
-    Returns:
-        40 hexadecimal digits, or None for local data.
-    """
-    found = re.findall(r"@([0-9a-f]{40})/", " ".join(table.info.download_checksums or ()))
-    return found[0] if found else None
+        filled = table.map(fill, remove_columns=table.column_names, features=features)
+    if any(filled.data.column(part).null_count == len(filled) for part in parts):
+        wording.fill(table[0], classes)  # says which field is empty
+    return filled.select_columns(list(parts))

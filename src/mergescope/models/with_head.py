@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mergescope.errors import MergescopeError, MismatchError
-from mergescope.models.features import Features, kind_of_model
+from mergescope.models.features import TOKEN_MASK, Features, kind_of_model
 from mergescope.models.heads import Head
 from mergescope.models.layers import OUTPUT, feature_of
 from mergescope.models.loading import key_map, matching_keys
@@ -72,7 +72,7 @@ class WithHead(nn.Module):
     The embedding of a sample is the network's own where it gives one (``image_embeds`` or
     ``text_embeds`` of CLIP with projection, the pooled output of CLIP without), the class token of
     other vision transformers (the mean over places of networks that have none), the mean over tokens
-    of text encoders and the last token of decoders.
+    of text encoders (a prompt's tokens too) and the last token of decoders.
 
     Of a whole CLIP only the image tower is taken, and of a network that ends in a head for another task
     its body (see [`headless`][mergescope.models.towers.headless]).
@@ -139,7 +139,7 @@ class WithHead(nn.Module):
         return Classified(self.head(embedding), embedding)
 
     def embedding(self, inputs: Any) -> torch.Tensor:
-        """What the head is put on.
+        """What the head is put on. A prompt's tokens count for it like all others.
 
         Args:
             inputs: of a batch, a tensor or a mapping of arguments.
@@ -147,6 +147,8 @@ class WithHead(nn.Module):
         Returns:
             ``(batch, dim)``.
         """
+        if isinstance(inputs, Mapping):  # as in a forward pass, which is not told where a prompt ends
+            inputs = {name: value for name, value in inputs.items() if name != TOKEN_MASK}
         return self._embedding(self._pooling.call(self.backbone, inputs), inputs)
 
     def _embedding(self, output: Any, inputs: Any) -> torch.Tensor:

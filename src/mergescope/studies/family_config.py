@@ -22,6 +22,7 @@ from mergescope.errors import MergescopeError, StudyError, did_you_mean
 from mergescope.studies.training_data import FineTune
 from mergescope.training.recipe import PRESETS, Recipe, preset
 from mergescope.training.regimes import regime
+from mergescope.weights.references import parse_model_reference
 
 PRESET_OF = {
     "image": "clip", "encoder": "sentence-encoder", "decoder": "lm", "encoder-decoder": "lm", "plain": "mc-sgd",
@@ -141,12 +142,17 @@ class FamilyConfig(DataSettings):
     def _labelled_regimes(cls, value: Any) -> Any:
         if isinstance(value, str):
             value = [value]
+        pairs = list(value.items()) if isinstance(value, Mapping) else None
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            pairs = [item.partition("=")[::2] for item in value]
-            value = {label: {"regime": kind} if kind else {} for label, kind in pairs}
-        if not isinstance(value, Mapping):
+            split = [item.partition("=")[::2] for item in value]
+            pairs = [(label, {"regime": kind} if kind else {}) for label, kind in split]
+        if pairs is None:
             return value
-        return dict(_labelled(str(label), said) for label, said in value.items())
+        named = [_labelled(str(label), said) for label, said in pairs]
+        twice = {label for label, _ in named if [other for other, _ in named].count(label) > 1}
+        if twice:
+            raise ValueError(f"two regimes are called {min(twice)!r}; give one of them another label")
+        return dict(named)
 
     @field_validator("tasks", "regimes")
     @classmethod
@@ -203,8 +209,8 @@ class FamilyConfig(DataSettings):
         if chosen.regime == "lora":
             options.setdefault("seed", self.seed)
         return FineTune(
-            located(self.base), task_source(name, task.data), name, chosen.regime, options, recipe, keep=self.keep,
-            seed=self.seed, **given,
+            located_model(self.base), task_source(name, task.data), name, chosen.regime, options, recipe,
+            keep=self.keep, seed=self.seed, **given,
         )  # fmt: skip
 
 
@@ -247,6 +253,31 @@ def located(reference: str) -> str:
     """  # noqa: DOC502 (raised by what this calls)
     path = usable_path(reference, StudyError)
     return str(path.resolve()) if path.exists() else reference
+
+
+def located_model(reference: str) -> str:
+    """A reference of a model with its local paths in full: its own, and that of its adapter.
+
+    Args:
+        reference: as for [`open_model`][mergescope.weights.references.open_model].
+
+    Returns:
+        The same model's reference from anywhere.
+
+    Raises:
+        StudyError: no file can have that name.
+        CheckpointError: a part of the reference is empty.
+
+    Example:
+        >>> located_model("org/base@v1+org/adapter@v2")
+        'org/base@v1+org/adapter@v2'
+    """  # noqa: DOC502 (raised by what this calls)
+    whole = located(reference)
+    if "+" not in reference or whole != reference:
+        return whole
+    found = parse_model_reference(reference)
+    parts = ((found.model, found.revision), (found.lora, found.lora_revision))
+    return "+".join(located(name) + (f"@{at}" if at else "") for name, at in parts if name)
 
 
 def task_source(name: str, data: str) -> str:

@@ -41,7 +41,7 @@ def held_out_rows(
         DataError: the data can't be read.
     """  # noqa: DOC502 (raised by what this calls)
     from mergescope.data import load_split
-    from mergescope.data.registry import IMAGES, TEXT_TO_TEXT, TEXTS, task_spec
+    from mergescope.data.registry import IMAGES, TEXT_TO_TEXT, TEXTS, as_template, task_spec
     from mergescope.data.task_splits import image_column
 
     said = dict(task.columns)
@@ -68,9 +68,11 @@ def held_out_rows(
         columns["label2id"] = {old: new for new, old in enumerate(sorted(set(classes)))}
     if spec.kind == IMAGES:
         return table, columns | {"image_column": said.get("image_column") or image_column(spec, table)}
-    columns |= {"template": said.get("template"), "prompt": said.get("prompt"), **length}
-    named = said.get("text_column") or spec.columns.get("text")
-    return table, columns | {"text_column": None if said.get("template") else named}
+    template, named = said.get("template"), said.get("text_column") or spec.columns.get("text")
+    if kind == "encoder-decoder" and task.classes is None and not template and "," in (named or ""):
+        template = as_template(str(named))  # one that writes learned the pair as one text
+    columns |= {"template": template, "prompt": said.get("prompt"), **length}
+    return table, columns | {"text_column": None if template else named}
 
 
 def _is_plain(task: Task) -> bool:

@@ -15,13 +15,13 @@ from mergescope.errors import MergescopeError, StudyError
 from mergescope.models.features import kind_of_model
 from mergescope.models.towers import headless
 from mergescope.studies.families import Base, FamilyDirectory, Member, Task, is_family, read_family
-from mergescope.studies.family_config import FamilyConfig, located
-from mergescope.studies.finetune import Prepared, finetune, prepare
+from mergescope.studies.family_config import FamilyConfig, located_model
+from mergescope.studies.finetune import Prepared, finetune, prepare, require_precision
 from mergescope.studies.finetuned import COLUMNS_OF_TASKS, Status, read_record, status_of
 from mergescope.studies.rundir import RunDirectory
 from mergescope.studies.tensorboard import Log, require_tensorboard
 from mergescope.studies.training_data import FineTune, TaskData, open_task
-from mergescope.tracing.engines import Engine
+from mergescope.tracing.engines import Engine, LocalEngine
 from mergescope.training.processes import processes
 from mergescope.training.recipe import Recipe
 from mergescope.training.regimes import TrainableRow, trainable_table
@@ -113,7 +113,7 @@ class FamilyPlan:
         Raises:
             StudyError: another process works on it, or steps are to be logged from several processes, or workers
                 are asked for in several processes.
-            MergescopeError: training diverged.
+            MergescopeError: the device does not have a recipe's precision, or training diverged.
         """  # noqa: DOC502 (raised by what this calls)
         if tensorboard is not None:
             require_tensorboard()
@@ -125,6 +125,10 @@ class FamilyPlan:
                 f"{state.num_processes} processes train each model together, so none is left for workers. Leave "
                 "--workers and --engine out, or start one process."
             )
+        if engine is None or isinstance(engine, LocalEngine):  # other workers may have other devices
+            for model in self.models:
+                if not model.finished:
+                    require_precision(model.tune.recipe.precision, state.device)
         if engine is not None:
             train_together([self], engine, device)
             return self.family
@@ -295,24 +299,21 @@ def plan_family(config: FamilyConfig, out: Path) -> FamilyPlan:
     from mergescope.weights.references import open_model
 
     family = _existing(out)
-    base = open_model(located(config.base))
+    place = located_model(config.base)
+    base = open_model(place)
     if family is not None:
         family.require_base(base, config.base)
     network = load_model(base)
     kind = kind_of_model(headless(network))
     if family is None:
-        family = FamilyDirectory(out, Base(located(config.base), base.digest, base.commit, kind))
+        family = FamilyDirectory(out, Base(place, base.digest, base.commit, kind))
     plan = FamilyPlan(family, base, [], {}, {})
     tunes = config.fine_tunes(kind)
-    found = [
-        _problem(plan, name, {label: tune for (label, task), tune in tunes.items() if task == name}, network)
+    found = {
+        name: _problem(plan, name, {label: it for (label, of), it in tunes.items() if of == name}, network)
         for name in config.tasks
-    ]
-    problems = [problem for problem in found if problem is not None]
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        raise StudyError(f"{len(problems)} tasks can't be trained:\n{_listed(problems)}")
+    }
+    _require_none({name: problem for name, problem in found.items() if problem is not None})
     _require_unchanged(plan)
     return plan
 
@@ -339,6 +340,15 @@ def _problem(
     except MergescopeError as error:  # so that all tasks' problems are told at once
         return error
     return None
+
+
+def _require_none(problems: Mapping[str, MergescopeError]) -> None:
+    if len(problems) > 1:
+        told = _listed(f"{name}: {problem}" for name, problem in problems.items())
+        raise StudyError(f"{len(problems)} tasks can't be trained:\n{told}")
+    for name, problem in problems.items():
+        problem.args = (f"The task {name} can't be trained: {problem}",)  # of its kind as before
+        raise problem
 
 
 def _open(plan: FamilyPlan, name: str, tunes: Mapping[str, FineTune], network: nn.Module) -> None:

@@ -158,7 +158,7 @@ def finetune(
 
     Raises:
         MergescopeError: it exists with another content, an interrupted training had another
-            configuration, or training diverged.
+            configuration, there is no such precision on the device, or training diverged.
     """  # noqa: DOC502 (raised by what this calls)
     tune = prepared.tune
     status = status_of(prepared, out)
@@ -166,9 +166,9 @@ def finetune(
     if status.found == "finished":
         return out
     work = workplace(out)
+    accelerator = _accelerator(device, tune.recipe.precision)
     with disk_errors(out):
         work.mkdir(parents=True, exist_ok=True)
-    accelerator = _accelerator(device, tune.recipe.precision)
     if accelerator.is_main_process:
         write_record(work / STARTED, {"key": prepared.key, **description(prepared)})
     on_cpu = accelerator.device.type == "cpu"
@@ -221,11 +221,30 @@ def _train_and_write(
     accelerator.wait_for_everyone()
 
 
+def require_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that a device does not have: accelerate would train in float32 without a word.
+
+    Args:
+        precision: of a recipe.
+        device: where training runs.
+
+    Raises:
+        MergescopeError: it is fp16 on a CPU.
+
+    Example:
+        >>> require_precision("bf16", torch.device("cpu"))
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise MergescopeError(
+            "There is no training in fp16 on a CPU. Choose precision bf16 or no, or a device that has fp16."
+        )
+
+
 def _accelerator(device: str | None, precision: str) -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    processes(device)
+    require_precision(precision, processes(device).device)
     AcceleratorState._reset_state()  # else the first model's precision would be that of all in this process
     return Accelerator(cpu=device == "cpu", mixed_precision=precision)
 
@@ -239,7 +258,7 @@ def _write(
     work: Path,
 ) -> None:
     from mergescope.merging import save
-    from mergescope.merging.writer import copy_side_files
+    from mergescope.merging.writer import write_side_files
 
     tune, base = prepared.tune, prepared.base
     body, head = _body(prepared, state)
@@ -249,7 +268,7 @@ def _write(
     config = {**(base.config or {}), "dtype": "float32"}
     save(Checkpoint(body, name=tune.name), folder, config=config, metadata=metadata, overwrite=True)
     if base.directory is not None:
-        copy_side_files(base.directory, folder)
+        write_side_files(base, folder, None)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if head is not None:
         save_head(folder, head)

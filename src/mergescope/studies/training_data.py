@@ -135,7 +135,9 @@ def open_task(tune: FineTune, base: Checkpoint, network: nn.Module) -> TaskData:
     kind = kind_of_model(network if policy == OWN else headless(network))
     if base.directory is None:
         raise DataError(f"{base.name} has no directory, so there is no tokenizer or image processor for it.")
-    processor = load_processor(base.directory, kind)
+    # An adapter may bring a tokenizer of its own, and rows for its tokens.
+    files = None if kind == "image" else getattr(base, "tokenizer_directory", None)
+    processor = load_processor(base.directory, kind, files=files, config=base.config)
     writes = kind in ("decoder", "encoder-decoder") and Features.of(network).writes
     if policy == OWN and writes and isinstance(processor, TextProcessor):
         return TaskData(written_parts(tune, processor), None, None)
@@ -145,6 +147,7 @@ def open_task(tune: FineTune, base: Checkpoint, network: nn.Module) -> TaskData:
             "head. Choose head='trained'."
         )
     spec = _classification(tune)
+    processor = replace(processor, notes=(*processor.notes, *spec.notes))
     tables = {
         split: load_split(
             spec, split, classes=tune.classes, limit=(tune.limit or None) if split == "train" else None, seed=tune.seed,

@@ -112,9 +112,8 @@ def make_head(
         if base.directory is None:
             raise DataError(f"{base.name} has no directory, so there is no tokenizer for its class names.")
         scale = float(network.logit_scale.detach())
-        head = zero_shot_head(
-            network, load_tokenizer(base.directory), words, templates, logit_scale=scale, cache=user_cache()
-        )
+        tokenizer = load_tokenizer(getattr(base, "tokenizer_directory", base.directory))
+        head = zero_shot_head(network, tokenizer, words, templates, logit_scale=scale, cache=user_cache())
         return replace(head, classes=tuple(classes))
     size = embedding_size(network, inputs)
     if policy in HEADS:

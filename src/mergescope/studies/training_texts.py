@@ -40,6 +40,7 @@ def written_parts(tune: FineTune, processor: TextProcessor) -> dict[str, Batches
     if processor.kind == "decoder" and not _has_answers(tune):
         return _texts(tune, processor)
     spec = _worded(tune)
+    processor = replace(processor, notes=(*processor.notes, *spec.notes))
     parts = {}
     for split in SPLITS:
         limit = (tune.limit or None) if split == "train" else None
@@ -84,13 +85,13 @@ def _texts(tune: FineTune, processor: TextProcessor) -> dict[str, Batches]:
             f"classes={list(tune.classes)} has no meaning for a language model, which learns texts. Leave it out."
         )
     table = load_table(tune.task, split="train")
-    places = held_out(len(table))
+    train, validation = (table.select(places) for places in held_out(len(table)))
     return {
         split: encode(
-            _some(table.select(chosen), tune.limit, tune.seed), processor, batch_size=tune.recipe.batch,
-            max_length=tune.max_length, text_column=tune.text_column, template=tune.template, prompt=tune.prompt,
+            rows, processor, batch_size=tune.recipe.batch, max_length=tune.max_length, text_column=tune.text_column,
+            template=tune.template, prompt=tune.prompt,
         )
-        for split, chosen in zip(("train", "validation"), places, strict=True)
+        for split, rows in (("train", _some(train, tune.limit, tune.seed)), ("validation", validation))
     }  # fmt: skip
 
 

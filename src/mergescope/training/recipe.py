@@ -52,7 +52,8 @@ class Recipe:
             "lr": self.lr >= 0, "epochs": self.epochs >= 0, "batch": self.batch >= 1,
             "momentum": 0 <= self.momentum < 1,
             "weight_decay": self.weight_decay >= 0, "steps": self.steps is None or self.steps >= 0,
-            "warmup": self.warmup >= 0, "clip": self.clip is None or self.clip > 0, "accumulate": self.accumulate >= 1,
+            "warmup": self.warmup >= 0 and (self.warmup < 1 or self.warmup % 1 == 0),
+            "clip": self.clip is None or self.clip > 0, "accumulate": self.accumulate >= 1,
             "label_smoothing": 0 <= self.label_smoothing < 1, "save_every": self.save_every >= 1,
             "evaluate_every": self.evaluate_every is None or self.evaluate_every >= 1,
             "optimizer": self.optimizer in ("sgd", "adamw"),
@@ -61,7 +62,8 @@ class Recipe:
         }  # fmt: skip
         wrong = [f"{name}={getattr(self, name)!r}" for name, fine in limits.items() if not fine]
         if wrong:
-            raise MergescopeError(f"The training recipe can't be followed: {', '.join(wrong)}.")
+            warm = "" if limits["warmup"] else " A warm-up is a whole number of steps, or a share below 1."
+            raise MergescopeError(f"The training recipe can't be followed: {', '.join(wrong)}.{warm}")
 
     def __str__(self) -> str:
         name = {"sgd": f"SGD (momentum {self.momentum:g})", "adamw": "AdamW"}[self.optimizer]
