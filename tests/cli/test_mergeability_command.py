@@ -1,6 +1,7 @@
 """``mergescope mergeability`` as it is typed, and what it makes other commands say."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -10,10 +11,12 @@ from typer.testing import CliRunner
 
 from mergescope.cli import app
 from mergescope.errors import MergescopeError, StudyError
-from mergescope.protocols.mergeability import read_rules
+from mergescope.protocols.mergeability import MergeabilitySettings, read_rules
 from mergescope.studies import mergeable
 from mergescope.studies.family_file import read_family_config
 from mergescope.studies.family_run import plan_family
+from mergescope.studies.given import DataOptions
+from mergescope.studies.mergeable import find_units
 from mergescope.studies.mergeable_results import CASES, RULES, read_cases
 from mergescope.studies.rundir import RESULTS, read_rows
 
@@ -110,6 +113,32 @@ def test_other_samples_are_collected_anew(quick, finished):
     changed = ["23" if word == 24 else word for word in quick]
     plan = json.loads(run("mergeability", *changed, "--out", out, "--dry-run", "--json"))
     assert not any(line["there"] for line in plan["units"]) and plan["forward_passes"] > 0
+
+
+@pytest.mark.parametrize("left", [("attention-1",), ("full", "attention-1")])
+def test_cases_of_other_samples_are_never_mixed(left, quick, finished, tmp_path, monkeypatch):
+    out, _ = finished
+    (tmp_path / "run" / "units").mkdir(parents=True)
+    for label in left:  # what a killed run, and one that finished, left of other validation data
+        (file,) = (out / "units").glob(f"family-{label}-*.json")
+        found = json.loads(file.read_text())
+        if label == "attention-1":
+            found["data"]["validation"]["top"] = "other"
+        (tmp_path / "run" / "units" / file.name).write_text(json.dumps(found))
+    real, seen = mergeable.collect, []
+    monkeypatch.setattr(mergeable, "collect", lambda name, *more: seen.append(name[1]) or real(name, *more))
+    shown = run("mergeability", *quick, "--regime", "full", "attention-1", "--out", tmp_path / "run")
+    assert seen == ["full", "attention-1"]
+    assert "family attention-1: collected again, since an earlier run read other data" in shown
+    expected = [case for case in json.loads((out / CASES).read_text()) if case["regime"] != "attention-2"]
+    assert json.loads((tmp_path / "run" / CASES).read_text()) == expected
+
+
+def test_the_data_that_a_model_was_trained_with_are_in_the_key(made):
+    (unit, *_), settings, data = find_units([str(made)]), MergeabilitySettings(), DataOptions(())
+    members = tuple(replace(member, key="other") for member in unit.family.members)
+    other = replace(unit, family=replace(unit.family, members=members))
+    assert unit.key(data, settings) != other.key(data, settings)
 
 
 def test_pairs_and_their_seed_reach_the_cases(quick, finished):

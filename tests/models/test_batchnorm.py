@@ -71,6 +71,14 @@ def test_no_calibration_data_is_an_error():
         ms.reestimate_batchnorm(make_net("convnet"), [])
 
 
+def test_a_batch_that_leaves_a_channel_one_value_is_named():
+    net = nn.Sequential(nn.Conv2d(1, 2, 8), nn.BatchNorm2d(2), nn.Flatten())
+    with pytest.raises(DataError, match=r"on batch 2, of size 1: .* Choose another batch size"):
+        ms.reestimate_batchnorm(net, labelled_batches(9, 4))
+    with pytest.raises(ValueError, match="expected 4D input"):  # what else is wrong is left as it is
+        ms.reestimate_batchnorm(nn.BatchNorm2d(2), [torch.ones(2, 2)])
+
+
 def test_batches_follow_the_network_to_its_device():
     class Probe(nn.Module):
         def __init__(self):

@@ -28,6 +28,12 @@ def test_anything_else_is_refused_by_type(batch):
         split_batch(batch)
 
 
+def test_samples_are_counted_by_the_first_tensor_that_has_some():
+    assert batch_size({"flag": True, "mask": None, "scale": torch.tensor(2.0), "x": X}) == 3
+    with pytest.raises(DataError, match="A batch of flag, mask holds no tensor of samples"):
+        batch_size({"flag": True, "mask": None})
+
+
 def test_mappings_are_passed_as_keywords():
     assert call_model(lambda a, b: a - b, {"b": 1, "a": 3}) == 2
     assert call_model(len, X) == 3

@@ -1,5 +1,7 @@
 """Curvature of a family: the same numbers as taken one by one, and each pair on its own tasks' data."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from exact_curvature import double_batches, doubled, exact_hessian
@@ -7,6 +9,8 @@ from support import labelled_batches
 
 import mergescope as ms
 from mergescope.errors import MergescopeError
+from mergescope.protocols import family_curvature as module
+from mergescope.protocols.curvature import eigenvalues
 from mergescope.protocols.family_curvature import FamilyCurvatureSettings, family_curvature, plan
 from mergescope.protocols.measure import HeldOut
 from mergescope.protocols.theorem import check_theorem
@@ -42,6 +46,21 @@ def test_every_eigenvalue_and_curvature_is_the_slow_one():
         assert entry.length == pytest.approx(flat @ flat)
         assert entry.bound == pytest.approx(np.linalg.eigvalsh(exact)[-1] * (flat @ flat), rel=1e-6)
         assert entry.own == (entry.task == entry.data) and abs(entry.share) <= 1
+
+
+def test_the_operator_norm_bounds_by_its_size(monkeypatch):
+    def negative(*asked):
+        top = eigenvalues(*asked)
+        return replace(top, found=replace(top.found, values=(-abs(top.value),)))
+
+    monkeypatch.setattr(module, "eigenvalues", negative)
+    _, base, models, held = given()
+    found = family_curvature(base, models, held, replace(EXACT, end="magnitude", max_steps=3, tolerance=0))
+    of_base = {peak.data: peak.found.value for peak in found.peaks if peak.kind == "base"}
+    assert all(value < 0 for value in of_base.values())
+    for entry in found.along:
+        assert entry.bound == pytest.approx(abs(of_base[entry.data]) * entry.length)
+    assert all(pair.bound > 0 for _, pair in found.pairs)
 
 
 def test_pairs_are_judged_on_each_of_their_tasks_data():

@@ -6,15 +6,19 @@ from importlib import import_module
 import numpy as np
 import pytest
 from support import family, labelled_batches, make_net
+from tiny_transformers import tiny
 
+from mergescope.models import ViT, WithHead, linear_head
 from mergescope.protocols.arithmetic import task_addition
 from mergescope.protocols.coefficients import SearchSettings, search_coefficients
 from mergescope.protocols.disentanglement import DisentanglementSettings, disentanglement
 from mergescope.protocols.measure import HeldOut
-from mergescope.protocols.resume import once, resumable
+from mergescope.protocols.resume import once, place_of, resumable
 from mergescope.protocols.stitching import StitchingSettings, stitch_negation
 from mergescope.protocols.subset import Subset
 from mergescope.protocols.tuning import ArithmeticSettings
+from mergescope.training.kernels import make_differentiable
+from mergescope.training.linearized import linearize
 from mergescope.weights import Point
 
 
@@ -133,3 +137,48 @@ def test_other_batches_of_the_same_samples_are_another_pass(given, tmp_path):
             once("x", data, [Point.of(models["a"])], None, [], lambda: made.append(1) or {"x": np.ones(1)})
         raise KeyboardInterrupt
     assert len(made) == 3
+
+
+def key_of(model, tmp_path):
+    with resumable(tmp_path / "passes"):
+        return place_of("x", HeldOut("a", Named([], "same"), model), [], None, []).name
+
+
+def test_a_corrected_configuration_is_another_pass(tmp_path):
+    net, named = tiny("bert"), tiny("bert")
+    key = key_of(net, tmp_path)
+    named.config.update({"dtype": "float16", "_name_or_path": "elsewhere"})
+    assert key_of(tiny("bert"), tmp_path) == key == key_of(named, tmp_path)
+    net.config.layer_norm_eps = 1e-6
+    assert key_of(net, tmp_path) != key
+
+
+def test_settings_of_own_networks_that_no_weight_tells_count(tmp_path):
+    sizes = {"image": 8, "patch": 4, "width": 16, "depth": 1}
+    keys = [key_of(ViT(**sizes, heads=heads), tmp_path) for heads in (2, 2, 4)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_of_a_backbone_with_a_head_both_count(tmp_path):
+    def key(eps=1e-12, normalise=False):
+        net = tiny("bert")
+        net.config.layer_norm_eps = eps
+        head = replace(linear_head(16, ["cat", "dog"], seed=0), normalise=normalise)
+        return key_of(WithHead(net, head), tmp_path)
+
+    assert key() == key() and len({key(), key(eps=1e-6), key(normalise=True)}) == 3
+
+
+def test_other_kernels_are_the_same_pass(tmp_path):
+    net = tiny("llama")
+    key = key_of(net, tmp_path)
+    net.set_attn_implementation("flex_attention")
+    assert key_of(net, tmp_path) == key
+    make_differentiable(net)
+    assert net.config._attn_implementation == "eager" and key_of(net, tmp_path) == key
+
+
+def test_a_linearised_backbone_is_told_by_the_same_settings(tmp_path):
+    model = WithHead(tiny("bert"), linear_head(16, ["cat", "dog"], seed=0)).eval()
+    key = key_of(model, tmp_path)
+    assert key_of(linearize(model), tmp_path) == key

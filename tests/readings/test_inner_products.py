@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import mergescope as ms
-from mergescope.errors import MergescopeError
+from mergescope.errors import LayerError, MergescopeError, PointError
 from mergescope.readings import Batch, inner_products, linearity_measures
 
 
@@ -168,4 +168,45 @@ def test_a_batch_without_a_row_adds_nothing(features):
     reading = feed(ms.InnerProducts(), features)
     add(reading, {layer: f[:, :0] for layer, f in features.items()}, 1)
     reading.update(Batch({layer: list(f[:, :0]) for layer, f in features.items()}, [], None))
+    assert reading.gram("one", ["p", "q"]).shape == (7, 2, 2)
+
+
+def test_points_and_layers_that_were_not_traced_are_named_with_near_ones(features):
+    reading = feed(ms.InnerProducts(), features, points=("first", "second", "third"))
+    for asked in (reading.gram, reading.differences):
+        with pytest.raises(PointError, match=r"secnd was not traced\. Did you mean: second\?"):
+            asked("one", ["first", "secnd"])
+        with pytest.raises(LayerError, match=r"no layer 'ones'\. Did you mean: one\? Layers: one, two\."):
+            asked("ones", ["first", "second"])
+
+
+def test_batches_are_joined_once(features, monkeypatch):
+    reading = feed(ms.InnerProducts(), features, size=3)
+    joined, calls = np.concatenate, []
+
+    def counted(parts, **how):
+        calls.append(len(parts))
+        return joined(parts, **how)
+
+    monkeypatch.setattr(np, "concatenate", counted)
+    first, again = (reading.gram("one", ["p", "q"]) for _ in range(2))
+    reading.differences("one", ["q", "r"])
+    assert calls == [3, 3]  # products and squares of three batches
+    np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("ending", ["update", "merge"])
+def test_what_was_asked_for_may_grow(features, ending):
+    first, rest = ({layer: f[:, part] for layer, f in features.items()} for part in (slice(4), slice(4, 7)))
+    reading, other = feed(ms.InnerProducts(), first, size=2), feed(ms.InnerProducts(), rest, size=1)
+    early, later = (it.gram("one", ["p", "q"]) for it in (reading, other))
+    if ending == "merge":
+        reading.merge(other)
+    else:
+        add(reading, rest, 1)
+    whole = feed(ms.InnerProducts(), features).gram("one", ["p", "q"])
+    np.testing.assert_allclose(reading.gram("one", ["p", "q"]), whole, rtol=1e-12, atol=1e-12)
+    add(other, first)
+    np.testing.assert_array_equal(other.gram("one", ["p", "q"])[:3], later)
+    np.testing.assert_allclose(reading.gram("one", ["p", "q"])[:4], early, rtol=1e-12, atol=1e-12)
     assert reading.gram("one", ["p", "q"]).shape == (7, 2, 2)

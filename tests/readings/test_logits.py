@@ -5,7 +5,7 @@ import torch
 from support import family, labelled_batches, make_net
 
 import mergescope as ms
-from mergescope.errors import DataError, MergescopeError
+from mergescope.errors import DataError, MergescopeError, PointError
 from mergescope.readings import Batch
 from mergescope.readings.logits import Logits
 
@@ -60,3 +60,16 @@ def test_parts_of_a_pass_are_one_pass():
     first = updated(torch.tensor([3, 1]))
     first.merge(updated(torch.tensor([0, 2]), samples=2))
     assert first.values("a").shape == (4, 4) and first.labels.tolist() == [3, 1, 0, 2]
+
+
+def test_labels_of_any_integers_are_kept_and_others_refused():
+    for dtype in (torch.uint8, torch.int32):
+        assert updated(torch.tensor([3, 1], dtype=dtype), classes=(1, 3)).labels.tolist() == [1, 0]
+    for wrong, said in ((torch.ones(2), r"float32 \[2\]"), (torch.ones(2, 1).long(), r"int64 \[2, 1\]")):
+        with pytest.raises(DataError, match=f"got labels {said}"):
+            updated(wrong)
+
+
+def test_a_point_that_was_not_traced_is_refused():
+    with pytest.raises(PointError, match="other was not traced"):
+        updated(None).values("other")

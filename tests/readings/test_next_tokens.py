@@ -7,7 +7,7 @@ from support import family, labelled_batches, make_net
 from tiny_transformers import DECODERS, padded, texts, tiny
 
 import mergescope as ms
-from mergescope.errors import DataError, MergescopeError
+from mergescope.errors import DataError, MergescopeError, PointError
 from mergescope.models.features import NextTokens
 from mergescope.readings import Batch
 
@@ -125,3 +125,13 @@ def test_nan_at_padding_is_left_out():
     said = NextTokens(torch.tensor([[float("nan"), 1.0, 3.0]]), torch.ones(1, 3), torch.ones(1, 3), counts)
     reading.update(Batch({}, [said], None))
     assert reading.losses("p").tolist() == [2.0]
+
+
+def test_a_point_that_was_not_traced_is_named_with_near_ones():
+    reading = ms.NextTokenLoss()
+    reading.start(["base", "tuned"], [])
+    said = say([[0.5, 1.5]], [[3, 4]], [[3, 5]], [[True, True]])
+    reading.update(Batch({}, [said, said], None))
+    for asked in (reading.losses, reading.correct, lambda point: reading.agreement("base", point)):
+        with pytest.raises(PointError, match=r"tune was not traced\. Did you mean: tuned\?"):
+            asked("tune")

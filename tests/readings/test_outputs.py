@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import slow_reference
 import torch
 
 import mergescope as ms
-from mergescope.errors import DataError, MergescopeError
+from mergescope.errors import DataError, MergescopeError, PointError
 from mergescope.readings import Batch
 
 
@@ -92,3 +93,34 @@ def test_classes_and_ensembles_must_agree_to_merge(sample):
     for other in (ms.Outputs(classes=range(4)), ms.Outputs(ensembles={"e": ["p"]})):
         with pytest.raises(MergescopeError, match="same classes and ensembles"):
             whole.merge(feed(other, *sample))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("classes", [None, [0, 1, 2, 3]])
+def test_labels_of_any_integers_are_classes(sample, dtype, classes):
+    logits, labels = sample
+    found, expected = (feed(ms.Outputs(classes), logits, it) for it in (labels.to(dtype), labels))
+    np.testing.assert_array_equal(found.losses("p"), expected.losses("p"))
+    np.testing.assert_array_equal(found.correct("p"), expected.correct("p"))
+
+
+NO_CLASSES = {
+    "bool [3]": torch.tensor([True, False, True]), "float32 [3]": torch.ones(3),
+    "int64 [3, 1]": torch.ones(3, 1).long(), "int64 [3, 4]": torch.ones(3, 4).long(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", NO_CLASSES)
+def test_labels_that_are_no_classes_are_refused_with_dtype_and_shape(said):
+    with pytest.raises(DataError, match=rf"integers of shape \[3\], got labels {re.escape(said)}\."):
+        feed(ms.Outputs(), torch.zeros(2, 3, 4), NO_CLASSES[said])
+
+
+def test_a_point_that_was_not_traced_is_named_with_near_ones(sample):
+    reading = feed(ms.Outputs(ensembles={"mean": ["base", "tuned"]}), *sample, points=("base", "tuned"))
+    for asked in (reading.losses, reading.predictions, reading.correct):
+        for wrong, near in (("tune", "tuned"), ("means", "mean")):
+            with pytest.raises(PointError, match=rf"^{wrong} was not traced\. Did you mean: {near}\?"):
+                asked(wrong)
+    with pytest.raises(PointError, match="nothing was not traced"):
+        reading.agreement("base", "nothing")

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from support import ConvNet, family, labelled_batches, make_net
@@ -90,3 +91,24 @@ def test_a_layer_is_trivial_though_the_network_casts_what_it_is_fed():
     net = Casting().bfloat16()
     assert trivially_linear(net, torch.randn(2, 4), ["first", "second"]) == {"first"}
     assert trivially_linear(Casting(), torch.randn(2, 4).double(), ["first", "second"]) == {"first"}
+
+
+def test_arguments_that_are_no_tensors_are_passed_as_they_are():
+    class Flagged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x, flag=True, mask=None):
+            assert flag is True and mask is None
+            return self.second(self.first(x).relu())
+
+    net, x = Flagged(), torch.randn(3, 4)
+    points = [ms.Point.of(model) for model in family(net, ("a", "b"))]
+    with_flags, alone = (
+        ms.trace(points, [batch], net, layers=["first", "second"])
+        for batch in ({"flag": True, "mask": None, "x": x}, x)
+    )
+    assert with_flags.samples == 3 and with_flags.trivial == {"first"}
+    grams = [it.reading(ms.InnerProducts).gram("second", points) for it in (with_flags, alone)]
+    np.testing.assert_array_equal(*grams)

@@ -16,7 +16,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mergescope.errors import DataError
-from mergescope.models.calling import call_model, split_batch, to_device
+from mergescope.models.calling import batch_size, call_model, split_batch, to_device
+
+ONE_VALUE = "more than 1 value per channel"
+"""What torch says where a batch leaves a BatchNorm nothing to take a variance of."""
 
 
 def has_running_statistics(model: nn.Module) -> bool:
@@ -88,7 +91,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> dict[str, 
         The new statistics by state-dict key.
 
     Raises:
-        DataError: there are no batches.
+        DataError: there are no batches, or one leaves a BatchNorm a single value a channel.
     """
     norms = {
         n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None
@@ -105,8 +108,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> dict[str, 
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         with released(norms.values()):
             for batch in batches:
-                inputs, _ = split_batch(batch)
-                call_model(model, to_device(inputs, device))
+                _pass(model, to_device(split_batch(batch)[0], device), count)
                 count += 1
     finally:
         for module, momentum in momenta.items():
@@ -121,3 +123,15 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> dict[str, 
         for prefix, module in norms.items()
         for name in names
     }
+
+
+def _pass(model: nn.Module, inputs: Any, number: int) -> None:
+    try:
+        call_model(model, inputs)
+    except ValueError as error:
+        if ONE_VALUE not in str(error):
+            raise
+        raise DataError(
+            f"BatchNorm statistics can't be re-estimated on batch {number}, of size {batch_size(inputs)}: a channel "
+            "has one value there, and no variance. Choose another batch size."
+        ) from error

@@ -49,12 +49,27 @@ def batch_size(inputs: Any) -> int:
     """Number of samples in the inputs.
 
     Args:
-        inputs: a tensor or a mapping of tensors.
+        inputs: a tensor, or a mapping of arguments of which one at least is a tensor with samples.
 
     Returns:
-        Length of the first dimension.
+        Length of the first dimension of the first tensor.
+
+    Raises:
+        DataError: no argument is such a tensor.
+
+    Example:
+        >>> batch_size({"return_dict": True, "input_ids": torch.zeros(2, 5)})
+        2
     """
-    first = inputs if isinstance(inputs, torch.Tensor) else next(iter(inputs.values()))
+    if isinstance(inputs, torch.Tensor):
+        return len(inputs)
+    values = inputs.values()
+    first = next((value for value in values if isinstance(value, torch.Tensor) and value.ndim), None)
+    if first is None:
+        raise DataError(
+            f"A batch of {', '.join(inputs) or 'no arguments'} holds no tensor of samples. Wrap your data set so that "
+            "it yields one."
+        )
     return len(first)
 
 

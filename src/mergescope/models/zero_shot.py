@@ -23,6 +23,9 @@ BATCH = 256
 TOWER = ("text_model.", "text_projection")
 """How the tensors of the text tower begin in a CLIP model."""
 
+SETTINGS = ("hidden_act", "num_attention_heads", "layer_norm_eps", "eos_token_id")
+"""What a text tower's configuration says of what it computes, beyond what its weights do."""
+
 
 def user_cache() -> Path:
     """Where heads are kept from one run to the next.
@@ -54,7 +57,7 @@ def zero_shot_head(
         classes: names, in words.
         templates: texts with one ``{}`` for the class.
         logit_scale: ``s``, the logarithm that CLIP stores.
-        cache: directory of heads made before, found by content: class names, templates, weights of
+        cache: directory of heads made before, found by content: class names, templates, weights and settings of
             the text tower, tokenizer and scale. A change of any of them makes another head.
 
     Returns:
@@ -69,7 +72,7 @@ def zero_shot_head(
     _require_words(classes, templates)
     key = content_key(
         classes=list(classes), templates=list(templates), tower=_tower_digest(text_model),
-        tokenizer=_serialised(tokenizer), logit_scale=float(logit_scale),
+        settings=_settings(text_model), tokenizer=_serialised(tokenizer), logit_scale=float(logit_scale),
     )  # fmt: skip
     folder = None if cache is None else cache / key[:32]
     if folder is not None and (folder / FILE).is_file():
@@ -125,8 +128,7 @@ def _require_distinct(tokenizer: Any, classes: Sequence[str], template: str) -> 
 
 def _embed(model: nn.Module, tokenizer: Any, prompts: list[str]) -> torch.Tensor:
     inputs = tokenizer(prompts, padding=True, return_tensors="pt")
-    config: Any = getattr(model, "config", None)
-    config = getattr(config, "text_config", config)
+    config = _text_config(model)
     limit = getattr(config, "max_position_embeddings", None)
     lengths = inputs["attention_mask"].sum(1)
     if limit is not None and int(lengths.max()) > limit:
@@ -154,6 +156,16 @@ def _embed(model: nn.Module, tokenizer: Any, prompts: list[str]) -> torch.Tensor
         f"{type(model).__name__} gives no text embeddings to compare images with. Use a CLIPModel or a "
         "CLIPTextModelWithProjection."
     )
+
+
+def _text_config(model: nn.Module) -> Any:
+    config: Any = getattr(model, "config", None)
+    return getattr(config, "text_config", config)
+
+
+def _settings(model: nn.Module) -> dict[str, Any]:
+    config = _text_config(model)
+    return {name: getattr(config, name, None) for name in SETTINGS}
 
 
 def _tower_digest(model: nn.Module) -> str:

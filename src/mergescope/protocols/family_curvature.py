@@ -286,10 +286,12 @@ class _Work:
         )  # fmt: skip
 
     def _along(self, data: HeldOut, found: DirectionalCurvature, top: Eigenvalues) -> Iterator[Along]:
+        # As in the theorem: of the operator norm, what bounds is the eigenvalue's size.
+        largest = abs(top.value) if self.settings.end == "magnitude" else top.value
         for task in self.models:
             value, length = found.along({task: 1.0})
             own = data.owner is None or data.owner == task
-            yield Along(task, data.name, own, value, length, top.value * length, found.samples)
+            yield Along(task, data.name, own, value, length, largest * length, found.samples)
 
     def _told(self, checks: Mapping[str, TheoremCheck]) -> Iterator[str]:
         for check in checks.values():

@@ -6,15 +6,18 @@ import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import nn
 
 from mergescope._version import __version__
+from mergescope.models.nets import NETS, net_config
+from mergescope.models.with_head import WithHead
 from mergescope.weights import Point
 from mergescope.weights.files import atomic_file
 from mergescope.weights.stores import bytes_digest
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, np.ndarray]
 """What a pass left: names to arrays of numbers or text."""
+
+NOT_COMPUTED = frozenset({"transformers_version", "dtype", "torch_dtype", "name_or_path", "problem_type"})
+"""What configurations say beside what a network computes; its precision is that of its weights."""
 
 _FOLDER: ContextVar[Path | None] = ContextVar("folder of finished passes", default=None)
 
@@ -110,7 +116,8 @@ def place_of(
     head = [(name, bytes_digest(state[name].cpu())) for name in sorted(held.fixed) if name in state]
     cut = getattr(held.batches, "size", None), len(held.batches)  # type: ignore[arg-type]  # BatchNorm may see it
     described = [
-        __version__, what, data, cut, held.classes, type(held.model).__name__, str(getattr(first, "dtype", None)), head,
+        __version__, what, data, cut, held.classes, type(held.model).__name__, _settings(held.model),
+        str(getattr(first, "dtype", None)), head,
         [_said(point) for point in points], None if around is None else _said(around), settings,
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:16]
@@ -135,6 +142,29 @@ def kept_in(
     if getattr(held.batches, "size", None) is None:
         return None
     return place_of(what, held, points, around, settings)
+
+
+def _settings(model: nn.Module) -> list[Any]:
+    # What a corrected config.json changes, though all weights stay. Kernels, whose names begin with _, compute the
+    # same.
+    body = model.backbone if isinstance(model, WithHead) else model
+    config: Any = getattr(body, "config", None)
+    found: Any = None
+    if getattr(body, "model_type", None) in NETS:
+        found = net_config(body)
+    elif hasattr(config, "to_dict"):
+        found = _computed(config.to_dict())
+    return [found, model.head.normalise if isinstance(model, WithHead) else None]
+
+
+def _computed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        named = {str(name): item for name, item in value.items()}
+        kept = sorted(name for name in named if not name.startswith("_") and name not in NOT_COMPUTED)
+        return {name: _computed(named[name]) for name in kept}
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    return [_computed(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _said(point: Point) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mergescope.errors import MergescopeError
-from mergescope.readings.reading import Batch, require_same_start
+from mergescope.readings.reading import Batch, place_among, require_layer, require_same_start
 
 CHUNK_BYTES = 4 << 20
 """Float64 copies of features are made in chunks of samples of at most this many bytes: a CPU's cache."""
@@ -63,12 +63,14 @@ class InnerProducts:
         if self.points:
             raise MergescopeError("A reading belongs to one trace: make a new InnerProducts() for each.")
         self.points, self.layers = list(points), list(layers)
-        index = {point: i for i, point in enumerate(self.points)}
+        self._index = {point: i for i, point in enumerate(self.points)}
         groups = [self.points] if self._groups is None else self._groups
-        unknown = [point for group in groups for point in group if point not in index]
+        unknown = [point for group in groups for point in group if point not in self._index]
         if unknown:
             raise MergescopeError(f"InnerProducts: not points of this trace: {unknown}.")
-        pairs = {tuple(sorted((index[p], index[q]))) for group in groups for p in group for q in group}
+        pairs = {
+            tuple(sorted((self._index[p], self._index[q]))) for group in groups for p in group for q in group
+        }
         self._grouped = pairs
         self._pairs = sorted(pairs | {(0, place) for place in range(len(self.points))})
         self._column = {pair: i for i, pair in enumerate(self._pairs)}
@@ -148,6 +150,8 @@ class InnerProducts:
 
         Raises:
             MergescopeError: a pair of these points was in no group.
+            LayerError: the layer was not captured.
+            PointError: a point was not traced.
         """  # noqa: DOC502 (raised by what this calls)
         places = self._places(points)
         products = self._products(layer, [0, *places])
@@ -174,6 +178,8 @@ class InnerProducts:
 
         Raises:
             MergescopeError: a pair of these points was in no group.
+            LayerError: the layer was not captured.
+            PointError: a point was not traced.
         """  # noqa: DOC502 (raised by what this calls)
         places = self._places(points)
         return self._differences(self._products(layer, [0, *places]), places)
@@ -185,8 +191,7 @@ class InnerProducts:
         return products[:, 1:, 1:] * np.multiply.outer(other, other)
 
     def _places(self, points: Sequence[Hashable]) -> list[int]:
-        index = {point: i for i, point in enumerate(self.points)}
-        places = [index[point] for point in points]
+        places = [place_among(point, self._index) for point in points]
         for i in places:
             for j in places:
                 if (min(i, j), max(i, j)) not in self._grouped:
@@ -197,9 +202,13 @@ class InnerProducts:
         return places
 
     def _products(self, layer: str, places: Sequence[int]) -> np.ndarray:
+        require_layer(layer, self.layers)
         columns = [[self._column[min(i, j), max(i, j)] for j in places] for i in places]
         return self._joined(self._parts[layer], len(self._pairs))[:, columns]
 
     @staticmethod
-    def _joined(parts: Sequence[np.ndarray], width: int) -> np.ndarray:
-        return np.concatenate(parts) if parts else np.empty((0, width))
+    def _joined(parts: list[np.ndarray], width: int) -> np.ndarray:
+        # Put together once, since every test asks for every layer; batches that come later go behind.
+        if len(parts) > 1:
+            parts[:] = [np.concatenate(parts)]
+        return parts[0] if parts else np.empty((0, width))

@@ -7,7 +7,13 @@ from collections.abc import Hashable, Sequence
 import torch
 
 from mergescope.errors import DataError, MergescopeError
-from mergescope.readings.reading import Batch, require_labels_alike, require_same_start
+from mergescope.readings.reading import (
+    Batch,
+    class_labels,
+    place_among,
+    require_labels_alike,
+    require_same_start,
+)
 
 MEMORY = 2**31
 """Bytes that kept logits may take by default: 2 GiB, 64 points x 8,000 samples x 1,000 classes."""
@@ -52,6 +58,7 @@ class Logits:
         if self.points:
             raise MergescopeError("A reading belongs to one trace: make a new Logits() for each.")
         self.points, self.layers = list(points), list(layers)
+        self._index = {point: i for i, point in enumerate(self.points)}
         self._values: list[torch.Tensor] = []
         self._labels: list[torch.Tensor] = []
         self._bytes = 0
@@ -63,7 +70,7 @@ class Logits:
             batch: outputs of all points, ``(batch, classes)`` each, with labels if there are any.
 
         Raises:
-            DataError: the outputs are no logits, labels are missing in some batches or not among the classes,
+            DataError: the outputs are no logits, labels are no classes, missing in some batches or not among them,
                 or the logits take more than the memory allowed.
         """
         if not batch.outputs:
@@ -74,7 +81,8 @@ class Logits:
         if self._values:
             require_labels_alike(bool(self._labels), batch.labels is not None)
         if batch.labels is not None:
-            self._labels.append(self._among(batch.labels.cpu(), values.shape[-1]))
+            labels = class_labels(batch.labels, values.shape[1])
+            self._labels.append(self._among(labels.cpu(), values.shape[-1]))
         if self.classes is not None:
             values = values[..., self.classes]
         self._values.append(values)
@@ -109,8 +117,11 @@ class Logits:
 
         Returns:
             ``(samples, classes)``, float32.
-        """
-        place = self.points.index(point)
+
+        Raises:
+            PointError: the point was not traced.
+        """  # noqa: DOC502 (raised by what this calls)
+        place = place_among(point, self._index)
         return torch.cat([part[place] for part in self._values])
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from mergescope.errors import DataError, MergescopeError
-from mergescope.readings.reading import Batch, require_same_start
+from mergescope.readings.reading import Batch, place_among, require_same_start
 
 
 class NextTokenLoss:
@@ -107,8 +107,11 @@ class NextTokenLoss:
 
         Returns:
             ``(texts,)``, natural logarithm; NaN for a text without a token that counts.
-        """
-        return np.concatenate(self._losses, axis=1)[self._index[point]]
+
+        Raises:
+            PointError: the point was not traced.
+        """  # noqa: DOC502 (raised by what this calls)
+        return np.concatenate(self._losses, axis=1)[place_among(point, self._index)]
 
     def correct(self, point: Hashable) -> np.ndarray:
         """Share of each text's tokens that were guessed.
@@ -118,8 +121,11 @@ class NextTokenLoss:
 
         Returns:
             ``(texts,)`` in [0, 1].
-        """
-        return np.concatenate(self._correct, axis=1)[self._index[point]]
+
+        Raises:
+            PointError: the point was not traced.
+        """  # noqa: DOC502 (raised by what this calls)
+        return np.concatenate(self._correct, axis=1)[place_among(point, self._index)]
 
     def agreement(self, first: Hashable, second: Hashable) -> np.ndarray:
         """Share of each text's tokens for which two points guess the same.
@@ -130,8 +136,11 @@ class NextTokenLoss:
 
         Returns:
             ``(texts,)`` in [0, 1].
-        """
-        i, j = self._index[first], self._index[second]
+
+        Raises:
+            PointError: a point was not traced.
+        """  # noqa: DOC502 (raised by what this calls)
+        i, j = place_among(first, self._index), place_among(second, self._index)
         return np.array([
             float((guesses[i] == guesses[j]).mean()) if guesses.shape[1] else np.nan
             for guesses in self._guesses

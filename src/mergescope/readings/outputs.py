@@ -9,7 +9,13 @@ import torch
 from torch.nn import functional as F
 
 from mergescope.errors import DataError, MergescopeError
-from mergescope.readings.reading import Batch, require_labels_alike, require_same_start
+from mergescope.readings.reading import (
+    Batch,
+    class_labels,
+    place_among,
+    require_labels_alike,
+    require_same_start,
+)
 
 
 class Outputs:
@@ -73,7 +79,8 @@ class Outputs:
             batch: outputs of all points, ``(batch, classes)`` each, with labels if there are any.
 
         Raises:
-            DataError: labels are outside the classes or missing in some batches, or outputs are no logits.
+            DataError: labels are no classes, outside the classes or missing in some batches, or outputs are no
+                logits.
         """
         if not batch.outputs:
             return
@@ -84,6 +91,7 @@ class Outputs:
         if logits.ndim != 3:
             shape = list(batch.outputs[0].shape)
             raise DataError(f"Accuracy and loss need logits (batch, classes); this model gives {shape}.")
+        labels = None if labels is None else class_labels(labels, logits.shape[1])
         if labels is not None and (int(labels.min()) < 0 or int(labels.max()) >= logits.shape[-1]):
             raise DataError(
                 f"Labels run from {int(labels.min())} to {int(labels.max())}, but the model has "
@@ -143,9 +151,10 @@ class Outputs:
 
         Raises:
             DataError: the data have no labels.
+            PointError: the point was not traced.
         """  # noqa: DOC502 (raised by what this calls)
         self._require_labels()
-        return np.concatenate(self._losses, axis=1)[self._index[point]]
+        return np.concatenate(self._losses, axis=1)[place_among(point, self._index)]
 
     def predictions(self, point: Hashable) -> np.ndarray:
         """Predicted class of each sample.
@@ -155,8 +164,11 @@ class Outputs:
 
         Returns:
             ``(samples,)``, integers.
-        """
-        return np.concatenate(self._predictions, axis=1)[self._index[point]]
+
+        Raises:
+            PointError: the point was not traced.
+        """  # noqa: DOC502 (raised by what this calls)
+        return np.concatenate(self._predictions, axis=1)[place_among(point, self._index)]
 
     def correct(self, point: Hashable) -> np.ndarray:
         """Whether each sample is classified correctly.
@@ -169,6 +181,7 @@ class Outputs:
 
         Raises:
             DataError: the data have no labels.
+            PointError: the point was not traced.
         """  # noqa: DOC502 (raised by what this calls)
         self._require_labels()
         return (self.predictions(point) == np.concatenate(self._labels)).astype(float)
@@ -186,5 +199,8 @@ class Outputs:
 
         Returns:
             ``(samples,)`` of 0.0 and 1.0.
-        """
+
+        Raises:
+            PointError: a point was not traced.
+        """  # noqa: DOC502 (raised by what this calls)
         return (self.predictions(first) == self.predictions(second)).astype(float)

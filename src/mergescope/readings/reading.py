@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from mergescope.errors import DataError, MergescopeError
+from mergescope.errors import DataError, LayerError, MergescopeError, PointError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -83,3 +83,69 @@ def require_same_start(first: Any, second: Any) -> None:
             f"{type(first).__name__} of {len(first.points)} points at {list(first.layers)}, "
             f"{type(second).__name__} of {len(second.points)} points at {list(second.layers)}."
         )
+
+
+def class_labels(labels: torch.Tensor, samples: int) -> torch.Tensor:
+    """Labels as indices of classes, whatever integers they are.
+
+    Args:
+        labels: of a batch.
+        samples: how many it has.
+
+    Returns:
+        ``(samples,)``, int64.
+
+    Raises:
+        DataError: they are no integers, or not one a sample.
+
+    Example:
+        >>> class_labels(torch.tensor([0, 2], dtype=torch.uint8), 2)
+        tensor([0, 2])
+    """
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not whole or labels.shape != (samples,):
+        dtype = str(labels.dtype).removeprefix("torch.")
+        raise DataError(
+            f"A batch of {samples} samples needs a class for each, integers of shape [{samples}], got labels {dtype} "
+            f"{list(labels.shape)}. Give the numbers of the classes, or leave labels out."
+        )
+    return labels.long()
+
+
+def place_among(point: Hashable, places: Mapping[Hashable, int]) -> int:
+    """Position of a point in a reading.
+
+    Args:
+        point: what is asked for.
+        places: point to position.
+
+    Returns:
+        The position.
+
+    Raises:
+        PointError: the point was not traced.
+
+    Example:
+        >>> place_among("b", {"a": 0, "b": 1})
+        1
+    """
+    if point not in places:
+        name = str(getattr(point, "name", point))
+        hint = did_you_mean(name, [str(known) for known in places])
+        raise PointError(f"{name} was not traced.{hint} Give it to trace(), or choose one of trace.points.")
+    return places[point]
+
+
+def require_layer(layer: str, layers: Sequence[str]) -> None:
+    """Refuse a layer that was not captured.
+
+    Args:
+        layer: what is asked for.
+        layers: the captured ones.
+
+    Raises:
+        LayerError: it is none of them.
+    """
+    if layer not in layers:
+        known = ", ".join(layers) or "none"
+        raise LayerError(f"There is no layer {layer!r}.{did_you_mean(str(layer), layers)} Layers: {known}.")

@@ -67,7 +67,8 @@ class Unit:
         tests = [self.family.tasks[member.task].test for member in members]
         said = {name: value for name, value in asdict(settings).items() if name != "progress"}
         of_data = [data.limit, data.batch_size, data.seed, data.split]
-        digests = [self.family.base.digest, *(member.digest for member in members)]
+        # The key of a training has the data that it was given in it, those for validation too.
+        digests = [self.family.base.digest, *((member.digest, member.key) for member in members)]
         return digest_of(__version__, self.name, digests, tests, of_data, said)
 
 
@@ -111,6 +112,8 @@ def collect_units(
 ) -> tuple[list[Case], list[str]]:
     """Collect the cases of all units; those that an earlier run finished are read.
 
+    Cases of a family are of the same samples: where an earlier run read others than this one, it is collected again.
+
     Args:
         run: where they are kept; None to keep nothing.
         units: families and regimes.
@@ -123,22 +126,29 @@ def collect_units(
     Raises:
         MergescopeError: a family can't be opened, or can't be merged so.
     """  # noqa: DOC502 (raised by what this calls)
-    cases: list[Case] = []
-    notes: list[str] = []
+    files = {unit.name: _file(run, unit, data, settings) for unit in units if run is not None}
+    read = {name: _stored(path) for name, path in files.items()}
+    stored = {name: found for name, found in read.items() if found is not None}
+    kept = {name: found for name, found in stored.items() if not _of_other_data(stored, name[0], found)}
+    fresh: dict[tuple[str, str], dict[str, Any]] = {}
     with progress_bar("families", len(units), settings.progress) as advance:
-        for unit in units:
-            stem = "-".join(unit.name)
-            path = None if run is None else run.path / "units" / f"{stem}-{unit.key(data, settings)}.json"
-            found = _stored(path)
-            if found is None:
-                found = _collected(unit, data, replace(settings, progress=False))
-                if path is not None:
-                    with atomic_file(path) as temporary:
-                        temporary.write_text(json.dumps(found, indent=1, allow_nan=False))
-            cases += [Case.of(said) for said in found["cases"]]
-            notes += [note for note in found["notes"] if note not in notes]
-            advance(1, " ".join(unit.name))
-    return cases, notes
+        advance(len(kept))
+        while unit := next((it for it in units if it.name not in {**kept, **fresh}), None):
+            found = fresh[unit.name] = _collected(unit, data, replace(settings, progress=False))
+            others = _of_other_data(kept, unit.name[0], found)
+            for name in others:  # first, so that not even a killed run leaves both
+                del kept[name]
+                files[name].unlink(missing_ok=True)
+            if unit.name in files:
+                with atomic_file(files[unit.name]) as temporary:
+                    temporary.write_text(json.dumps(found, indent=1, allow_nan=False))
+            advance(1 - len(others), " ".join(unit.name))
+    whole = {**stored, **fresh}
+    again = [" ".join(name) for name in stored if name in fresh]
+    notes = [f"{', '.join(again)}: collected again, since an earlier run read other data"] if again else []
+    notes += [note for unit in units for note in whole[unit.name]["notes"]]
+    cases = [Case.of(said) for unit in units for said in whole[unit.name]["cases"]]
+    return cases, list(dict.fromkeys(notes))
 
 
 def plan_units(
@@ -174,10 +184,7 @@ def plan_units(
             for each in (samples, batches)
         )
         name = unit.name[0]
-        done = run is not None and (
-            run.path / "units" / f"{'-'.join(unit.name)}-{unit.key(data, settings)}.json"
-        )
-        there = bool(done) and Path(str(done)).is_file()
+        there = run is not None and _file(run, unit, data, settings).is_file()
         if name not in seconds and not there:
             seconds[name] = _seconds_a_sample(unit, data)
         linear = unit.family.choose(unit.regime)[0].kind == "linearized"
@@ -226,16 +233,41 @@ def _collected(unit: Unit, data: DataOptions, settings: MergeabilitySettings) ->
     return {
         "cases": [case.to_dict() for case in cases], "notes": [*notes, *test.given.notes],
         "samples": {part: opened.samples for part, opened in parts.items()},
+        "data": {part: _prints(opened) for part, opened in parts.items()},
         "seconds": round(time.perf_counter() - started, 1),
     }  # fmt: skip
 
 
-def _stored(path: Path | None) -> dict[str, Any] | None:
-    if path is None or not path.is_file():
+def _prints(opened: Opened) -> dict[str, str]:
+    return {name: opened.given.batches[held.name].fingerprint for name, held in opened.data.items()}
+
+
+def _of_other_data(
+    units: Mapping[tuple[str, str], Mapping[str, Any]], family: str, found: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    # Regimes of a family may lack some tasks: those that both have must have the same samples.
+    return [
+        name
+        for name, unit in units.items()
+        if name[0] == family
+        and any(
+            unit["data"].get(part, {}).get(task, said) != said
+            for part, prints in found["data"].items()
+            for task, said in prints.items()
+        )
+    ]
+
+
+def _file(run: RunDirectory, unit: Unit, data: DataOptions, settings: MergeabilitySettings) -> Path:
+    return run.path / "units" / f"{'-'.join(unit.name)}-{unit.key(data, settings)}.json"
+
+
+def _stored(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
         return None
     try:
         found = json.loads(path.read_text())
-        return dict(found) if {"cases", "notes"} <= found.keys() else None
+        return dict(found) if {"cases", "notes", "data"} <= found.keys() else None
     except (ValueError, AttributeError):
         return None  # damaged: it is collected again
 

@@ -230,6 +230,7 @@ def trivially_linear(
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    return {name: _cast(item, dtype) for name, item in value.items()}
+    if isinstance(value, Mapping):
+        return {name: _cast(item, dtype) for name, item in value.items()}
+    # Arguments may be flags and None as well.
+    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value

@@ -27,9 +27,7 @@ def require_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise MergescopeError(
-            "The Ray engine needs Ray, which is not installed: pip install 'mergescope[ray]'."
-        ) from error
+        raise MergescopeError("The Ray engine needs Ray, which is not installed: pip install ray.") from error
     return ray
 
 
