@@ -127,6 +127,33 @@ def test_models_and_data_may_be_named_one_by_one(tmp_path):
     assert {row["n"] for row in few["results"]} == {4}
 
 
+def test_all_data_of_the_only_fine_tune_are_evaluated(tmp_path):
+    given = given_family(tmp_path, names=("base", "a"))
+    data = [
+        f"{name}={save_rows(tmp_path / f'{name}.csv', texts(seed=seed), label=labels(10, 2, seed))}"
+        for seed, name in enumerate("xy")
+    ]
+    usual = ["--base", given["base"], "--models", given["a"], "--data"]
+    found, alone = told(*usual, *data), accuracies(told(*usual, data[1]))
+    assert set(accuracies(found)) == {(point, name) for point in ("base", "a") for name in "xy"}
+    assert accuracies(found)["a", "y"] == alone["a", "a"]
+    assert not [row for row in found["results"] if row["measure"] == "normalised accuracy"]
+
+
+def test_the_names_of_base_and_average_are_taken(family, tmp_path):
+    given = given_family(tmp_path)
+    data = save_rows(tmp_path / "reviews.csv", texts(), label=labels(10, 2))
+    usual = ["--base", f"start={given['base']}", "--data", data, "--models"]
+    full = ["--family", family, "--regime", "full", "--points"]
+    reserved = {"base": "the pretrained model", "average": "the uniform average of all fine-tunes"}
+    for name, what in reserved.items():
+        taken = f"'{name}' is what {what} is called here, so none of "
+        with pytest.raises(PointError, match=f"{taken}--models"):
+            told(*usual, f"{name}={given['a']}", given["b"])
+        with pytest.raises(PointError, match=f"{taken}--points"):
+            told(*full, f"{name}={family / 'full' / 'left'}", "--dry-run")
+
+
 def test_what_can_not_be_evaluated(family, tmp_path):
     usual = ["--family", family, "--regime", "full"]
     with pytest.raises(PointError, match="its coefficients sum to 0.3, not 1"):

@@ -237,6 +237,19 @@ def test_models_may_be_named_one_by_one(tmp_path):
         told(*usual, "--data", f"a={alone}", f"b={alone}")
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--coefficients", "--dry-run"]])
+def test_several_data_sets_of_one_fine_tune_are_refused(tmp_path, more):
+    given, data = given_family(tmp_path, names=("base", "a")), []
+    for shift, name in enumerate("xy"):
+        for split, count in (("validation", 12), ("test", 10)):
+            save_rows(
+                tmp_path / name / f"{split}.csv", texts(count, seed=count + shift), label=labels(count, 2)
+            )
+        data.append(f"{name}={tmp_path / name}")
+    with pytest.raises(MergescopeError, match="the data of every fine-tune's task.* one for each of a"):
+        told("--base", given["base"], "--models", given["a"], "--data", *data, *more)
+
+
 def test_what_is_wrong_is_said_before_anything_is_run(full):
     with pytest.raises(MergescopeError, match=r"no merge method 'tie'\. Did you mean: ties"):
         told(*full, "--methods", "tie")

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from given_models import family as given_family
+from given_models import labels, save_rows, texts
 from small_families import described, make_inputs
 from typer.testing import CliRunner
 
@@ -76,6 +78,21 @@ def test_negation_is_measured_on_the_other_tasks_as_well(usual):
     assert {score["accuracy"]["n"] for score in found["scores"]} == {4}
     table = run(*usual, "--negate").stdout
     assert "- left on right" in table and "- right" in table
+
+
+def test_data_of_another_name_than_the_only_task_are_controls(tmp_path):
+    given = given_family(tmp_path, names=("base", "a"))
+    data = [
+        f"{name}={save_rows(tmp_path / f'{name}.csv', texts(seed=seed), label=labels(10, 2, seed))}"
+        for seed, name in enumerate(("a", "control"))
+    ]
+    usual = ["--base", given["base"], "--models", given["a"], "--data", *data, "--negate", "--lambdas", 0.4]
+    found = json.loads(run(*usual, "--json").stdout)
+    assert {(score["points"], score["data"]) for score in found["scores"]} == {
+        ("- a", data) for data in ("a", "control")
+    }
+    planned = json.loads(run(*usual, "--dry-run", "--json").stdout)
+    assert planned["rest_passes"] == found["cost"]["rest_passes"]
 
 
 def test_pairs_are_added_as_they_are_named(usual):

@@ -23,6 +23,18 @@ def settings(grid=TENTHS, **more):
     return ArithmeticSettings(grid, **{"extend": False, "progress": False} | more)
 
 
+class Printed(list):
+    """Batches that say which samples they hold."""
+
+    def __init__(self, batches, fingerprint):
+        super().__init__(batches)
+        self.fingerprint = fingerprint
+
+
+def printed(held, fingerprint):
+    return replace(held, batches=Printed(held.batches, fingerprint))
+
+
 def peaks(a, b=None):
     return {"a": planted.peak("a", a), "b": planted.peak("b", a if b is None else b)}
 
@@ -69,6 +81,13 @@ def test_the_same_data_may_not_choose_and_judge():
     control = planted.peak("a", 0.5)
     with pytest.raises(MergescopeError, match="validation data of the control data are the test data"):
         task_negation(base, models, peaks(0.5), peaks(0.5), settings(), control=(control, control))
+
+
+def test_equal_samples_may_not_choose_and_judge_either():
+    base, models = planted.family()
+    one, other = ({task: printed(held, task) for task, held in peaks(0.5).items()} for _ in range(2))
+    with pytest.raises(MergescopeError, match="validation data of a, b are the test data as well"):
+        task_addition(base, models, one, other, settings())
 
 
 def test_among_equal_coefficients_the_smallest_is_chosen():
@@ -230,6 +249,14 @@ def test_without_control_data_the_other_tasks_are_it():
     alone = {"a": models["a"]}
     with pytest.raises(MergescopeError, match="Negating the only task needs control data"):
         task_negation(base, alone, {"a": data["a"]})
+
+
+def test_means_over_tasks_count_shared_samples_once():
+    base, models = planted.family()
+    data = {task: forget(task, np.arange(0.05, 0.9, 0.1)) for task in "ab"}
+    test = {task: printed(forget(task, [0.35, 9.0]), "shared") for task in "ab"}
+    tuned = task_negation(base, models, data, test, settings()).test[-1]
+    assert (tuned.mean_target.n, tuned.mean_control.n) == (2, 2)
 
 
 def test_control_data_need_a_part_to_report_of():

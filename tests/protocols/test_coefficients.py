@@ -21,6 +21,12 @@ from mergescope.training.linearized import linearized_network
 QUIET = SearchSettings(progress=False, grid=tuple(i / 10 for i in range(11)))
 
 
+class Printed(list):
+    """Batches that say which samples they hold."""
+
+    fingerprint = "these"
+
+
 def found_by(objective="loss", validation=None, test=None, **settings):
     _, base, models = tuned()
     return search_coefficients(
@@ -224,6 +230,12 @@ def test_nothing_is_chosen_by_test_data(monkeypatch):
     assert with_test["base"].test.mean > with_test["grid"].test.mean
 
 
+def test_test_data_that_are_the_validation_data_are_refused():
+    held = held_out(samples=20)
+    with pytest.raises(MergescopeError, match="data of one, two, three are the test data as well: each coef"):
+        found_by(validation=held, test=held)
+
+
 # -- without labels, texts, limits -------------------------------------------------------------------
 
 
@@ -252,7 +264,8 @@ def test_texts_are_searched_by_their_losses():
     for name in models:
         tokens = torch.randint(3, 30, (8, 6), generator=generator)
         data[name] = ms.HeldOut(name, [{"input_ids": tokens, "labels": tokens}], network)
-    result = search_coefficients(base, models, data, data, QUIET)
+    again = {name: replace(held, batches=list(held.batches)) for name, held in data.items()}
+    result = search_coefficients(base, models, data, again, QUIET)
     assert result.objective == result.measure == result.test_measure == "loss"
     assert result.fit.trusted and result.fit.correlation > 0.8
     assert result["grid"].test.mean == pytest.approx(result["grid"].validation, abs=1e-5)
@@ -265,6 +278,13 @@ def test_samples_and_memory_have_limits():
         found_by("loss", memory=2**14)
     few = found_by("loss", samples=30)
     assert few.gain is None or few.gain.n == 15 * len(TASKS)
+
+
+def test_a_gain_on_shared_samples_counts_them_once():
+    batches = Printed(held_out()["one"].batches)
+    shared = {task: replace(held, batches=batches) for task, held in held_out().items()}
+    result = found_by("loss", shared, trust=-1.0, tolerance=9.0)
+    assert result.gain.n == 60  # one half of 120 samples, the same one for all tasks
 
 
 # -- what is refused ---------------------------------------------------------------------------------

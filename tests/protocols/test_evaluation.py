@@ -9,11 +9,17 @@ from support import NETS, family, labelled_batches, make_net
 import mergescope as ms
 from mergescope.errors import DataError, MergescopeError, PointError
 from mergescope.protocols import HeldOut
-from mergescope.protocols.evaluation import evaluate, planned_passes
+from mergescope.protocols.evaluation import evaluate, joined, planned_passes
 from mergescope.protocols.scores import over_tasks, score_table, scores_of
 from mergescope.readings import bootstrap
 
 QUIET = {"progress": False}
+
+
+class Printed(list):
+    """Batches that say which samples they hold."""
+
+    fingerprint = "these"
 
 
 def two_tasks(net):
@@ -132,6 +138,25 @@ def test_tasks_count_alike_and_texts_without_a_value_do_not():
     wide = over_tasks([np.array([0.0, 1.0] * 50)])
     narrow = over_tasks([np.array([0.0, 1.0] * 50)] * 4)
     assert narrow.high - narrow.low < 0.65 * (wide.high - wide.low)  # independent tasks: a half is expected
+
+
+def test_tasks_with_the_same_samples_are_resampled_together():
+    values = np.array([0.0, 1.0] * 50)
+    alone = over_tasks([values])
+    assert over_tasks([values] * 2, alike=[0, 0]) == alone
+    halves = over_tasks([values] * 4, alike=[0, 1, 0, 1])
+    assert halves.n == 200 and halves.high - halves.low < alone.high - alone.low
+
+
+def test_scores_on_shared_samples_are_no_surer_than_those_of_one_task():
+    net = make_net("mlp")
+    base, a, *_ = family(net, scale=0.5)
+    held = {task: HeldOut(task, Printed(labelled_batches(40, 8)), net) for task in ("first", "second")}
+    both = evaluate([base, a], held, **QUIET)
+    alone = evaluate([base, a], {"first": held["first"]}, **QUIET)
+    two, one = (scores_of("base", found, base, dict.fromkeys(found.tasks, a)) for found in (both, alone))
+    assert (two.mean, two.normalised) == (one.mean, one.normalised)
+    assert joined(both, both).alike_of(held) == [0, 0]
 
 
 def test_a_ratio_resamples_both_of_its_numbers_together():

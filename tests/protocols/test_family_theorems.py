@@ -127,6 +127,12 @@ def test_data_that_are_nobodys_have_no_own_effect():
         )
 
 
+def test_a_negative_coefficient_is_said():
+    base, models, held = given()
+    found = check_family(base, models, held, replace(QUIET, coefficients=(-0.4,)))
+    assert "Theorem 4.3, a = -0.4: " in str(found) and "Theorem 4.2: " in str(found)
+
+
 def test_gaps_of_pairs_are_those_of_ctl():
     _, models, held = given()
     data = held["a"]

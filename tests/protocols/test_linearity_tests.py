@@ -8,7 +8,7 @@ import slow_reference
 from support import NETS, family, labelled_batches, make_net, scalars
 
 import mergescope as ms
-from mergescope.errors import PointError
+from mergescope.errors import LayerError, PointError
 from mergescope.readings import MEASURES, RELATIVE
 
 
@@ -171,3 +171,13 @@ def test_the_interval_uses_the_units():
     honest = ms.linearity(traced, test, units=np.tile(np.arange(20), 3))["output"].measures["cos"]
     assert honest.mean == naive.mean
     assert honest.high - honest.low > 1.4 * (naive.high - naive.low)
+
+
+def test_a_layer_that_was_not_measured_is_named_with_near_ones():
+    net = make_net("mlp")
+    _, a, b, _ = family(net)
+    test = ms.ctl(a, b)
+    found = ms.linearity(ms.trace(test.points, labelled_batches(), net), test)
+    said = r"no layer 'block\.0'\. Did you mean: blocks\.0.*\? Layers: blocks\.0, blocks\.1, output\."
+    with pytest.raises(LayerError, match=said):
+        found["block.0"]

@@ -414,9 +414,13 @@ def test_weight_figures_of_orthogonal_and_of_equal_task_vectors():
 
 
 def test_the_worst_pair_is_the_one_furthest_from_linear():
-    pairs = [{"cosine": 0.1, "gap_output": 0.3}, {"cosine": 0.5, "gap_output": 0.1}]
+    pairs = [
+        {"cosine": 0.1, "gap_output": 0.3, "baseline_output": 0.9},
+        {"cosine": 0.5, "gap_output": 0.1, "baseline_output": 0.6},
+    ]
     found = over_pairs(pairs)
     assert found["cosine_worst_pair"] == 0.1 and found["gap_output_worst_pair"] == 0.3
+    assert found["baseline_output_worst_pair"] == 0.9  # 1 - cos: the larger, the further apart
     assert not any(name.startswith(("eq1_", "loss_")) for name in candidates("features"))
 
 

@@ -276,6 +276,29 @@ def test_tokens_and_texts_without_classes_have_gaps_but_no_accuracy():
         predicted_logits(data, {})
 
 
+def test_accuracy_is_predicted_on_the_data_of_a_task_alone():
+    base, models, held = squares()
+    alone, settings = {"a": models["a"]}, dataclasses.replace(QUIET, layers="output")
+    control = dataclasses.replace(held["b"], name="control", owner="a")
+    one = predict(base, alone, {"a": held["a"]}, settings)
+    both = predict(base, alone, {"a": held["a"], "control": control}, settings)
+    assert one.outcomes and both.outcomes == one.outcomes
+    unclear = predict(base, alone, {"x": held["a"], "y": control}, settings)
+    assert unclear.outcomes == () and "accuracy is not predicted" in unclear.notes[0]
+
+
+def test_data_sets_of_the_same_samples_are_no_more_evidence_than_one():
+    base, models, held = squares()
+    del models["c"]
+    batches, settings = Marked(held["a"].batches), dataclasses.replace(QUIET, layers="output")
+    two = {name: dataclasses.replace(held["a"], name=name, owner=name, batches=batches) for name in models}
+    one = {"x": dataclasses.replace(held["a"], name="x", owner=None)}
+    shared, alone = (predict(base, models, data, settings) for data in (two, one))
+    twice, once = (found["ctl", "a + b"].predicted["output"].measures["gap"] for found in (shared, alone))
+    assert (twice.low, twice.high) == (pytest.approx(once.low), pytest.approx(once.high))
+    assert {outcome.normalised.n for outcome in shared.outcomes} == {12}
+
+
 # -- results, cost, resuming -----------------------------------------------------------------------
 
 

@@ -18,6 +18,12 @@ from mergescope.protocols.soups import SoupSettings, soups, subsets
 QUIET = SoupSettings(progress=False)
 
 
+class Printed(list):
+    """Batches that say which samples they hold."""
+
+    fingerprint = "these"
+
+
 def inputs(kind="mlp", samples=40):
     net = make_net(kind)
     base, *models = family(net, names=("base", *"abcd"), scale=0.3)
@@ -182,7 +188,8 @@ def test_texts_are_compared_by_their_losses():
     models = {name: ms.random_neighbour(base, base * 1.3, seed=n) for n, name in enumerate("abc")}
     tokens = torch.randint(3, 30, (6, 6), generator=torch.Generator().manual_seed(0))
     data = {"text": ms.HeldOut("text", [{"input_ids": tokens, "labels": tokens}], network)}
-    found = soups(models, data, data, settings=QUIET)
+    again = {"text": replace(data["text"], batches=list(data["text"].batches))}
+    found = soups(models, data, again, settings=QUIET)
     assert found.measure == "loss" and [soup.name for soup in found.soups] == ["best", "uniform", "greedy"]
     traced = ms.trace(models.values(), data["text"].batches, network, layers="output", progress=False)
     losses = {name: traced.reading(ms.NextTokenLoss).losses(model).mean() for name, model in models.items()}
@@ -191,6 +198,27 @@ def test_texts_are_compared_by_their_losses():
     assert found["greedy"].validation.mean <= found["best"].validation.mean
     with pytest.raises(MergescopeError, match="Ensembles of logits"):
         subsets(models, data, 2, settings=QUIET)
+
+
+def test_the_soup_is_not_judged_by_the_samples_that_chose_it():
+    _, _, models, data = inputs()
+    told = "validation data of noise are the test data as well: the soup would be chosen"
+    for test in (data, {"other": data["noise"]}):
+        with pytest.raises(MergescopeError, match=told):
+            soups(models, data, test, settings=QUIET)
+    one, other = ({"noise": replace(data["noise"], batches=Printed(data["noise"].batches))} for _ in range(2))
+    with pytest.raises(MergescopeError, match=told):
+        soups(models, one, other, settings=QUIET)
+
+
+def test_data_sets_of_the_same_samples_are_no_more_evidence_than_one():
+    _, _, models, data = inputs()
+    two = {name: replace(data["noise"], name=name, batches=Printed(data["noise"].batches)) for name in "xy"}
+    one = {"x": two["x"]}
+    both = [soups(models, held, settings=QUIET) for held in (one, two)]
+    assert [line.validation for line in both[0].soups] == [line.validation for line in both[1].soups]
+    subset = [subsets(models, held, 2, settings=QUIET) for held in (one, two)]
+    assert subset[0].difference == subset[1].difference
 
 
 def test_what_does_not_fit_is_said():
@@ -223,7 +251,7 @@ def test_results_print_and_give_rows():
     assert single == dict(found.singles)
     own = [row["mean"] for row in rows if row["measure"] == "mean accuracy of the single models"]
     assert own == [line.single for line in found.subsets]
-    made = soups(models, data, data, settings=QUIET)
+    made = soups(models, data, inputs(samples=30)[3], settings=QUIET)
     assert "Greedy: +" in str(made) and len(made.rows()) == 2 * 4 + 2 * 4
 
 

@@ -530,3 +530,27 @@ def test_only_layers_with_kinks_are_said_to_have_them(runs):
     layer = read(path).of(kind="prediction", measure="takes over")[-1].layer
     kinked = shown(path, changed(0.0, kind="prediction", layer=layer, measure="takes over"))
     assert f" No mark at {layer}: kinks (ReLU)" in kinked.drawings["third-order"].caption
+
+
+def test_gaps_that_are_too_small_to_predict_are_said_to_be(runs):
+    path, fixed = runs("measured prediction"), {"kind": "prediction", "measure": "takes over"}
+    silent = " ".join(shown(path, changed(math.nan, **fixed)).sentences)
+    assert "too small to tell where the third order takes over" in silent and "takes over first" not in silent
+    never = " ".join(shown(path, changed(math.inf, **fixed)).sentences)
+    assert "takes over at no layer, so the second one covers whole task vectors" in never
+    layer = read(path).of(**fixed)[-1].layer
+    some = after(changed(math.nan, **fixed), changed(0.5, layer=layer, **fixed))
+    assert f"takes over first at {layer}, at 0.50 times" in " ".join(shown(path, some).sentences)
+    unfit = after(*(changed(math.nan, kind="prediction", measure=name) for name in ("slope", "r2")))
+    assert shown(path, unfit).headline.startswith("Predicted gaps are too small, or too few")
+
+
+def test_theorems_at_negative_coefficients_are_told_apart(runs):
+    def negated(row):
+        if row.kind == "theorem 4.3":
+            return replace(row, parameter=-row.parameter)
+        return replace(row, points=row.points.replace(" at ", " at -")) if row.kind == "tally" else row
+
+    found = shown(runs("theorems"), lambda rows: [negated(row) for row in rows])
+    (grid,) = [grid for grid in found.grids if grid.title.startswith("Gaps by layer")]
+    assert {"4.2: largest premise", "4.3 at -0.4: largest premise"} < set(grid.columns)

@@ -9,13 +9,16 @@ import time
 
 import numpy as np
 import pytest
+from support import family, labelled_batches, make_net
 
 import mergescope as ms
+from mergescope.data import Task
 from mergescope.errors import StudyError
-from mergescope.protocols import ctl
+from mergescope.protocols import barrier, ctl, line
+from mergescope.readings import Outputs
 from mergescope.studies import digits as study
 from mergescope.studies.digits import DigitsConfig, run_digits, tasks_of
-from mergescope.studies.family import Settings
+from mergescope.studies.family import Family, Settings, measure_family
 from mergescope.studies.rundir import RESULTS, SAMPLES, RunDirectory, read_rows, read_table
 from mergescope.training import Recipe
 
@@ -73,6 +76,21 @@ def test_a_stored_cosine_equals_one_computed_from_the_stored_checkpoints(finishe
         if (row.kind, row.points, row.layer, row.measure) == ("ctl", "22.5° + 90°", "blocks.1", "cos")
     ]
     assert stored == [pytest.approx(result["blocks.1"].measures["cos"].mean, abs=1e-9)]
+
+
+def test_barriers_resample_digits_whatever_their_rotation():
+    net = make_net("mlp")
+    base, left, right, stranger = family(net, ("base", "left", "right", "stranger"), scale=0.5)
+    (data,) = labelled_batches(40, 40)
+    split = ms.Split(*data, np.arange(40))
+    tasks = [Task(model.name, split, split, split, (0, 1, 2)) for model in (left, right)]
+    made = Family("mlp", "full", net, base, {"left": left, "right": right}, tasks, stranger)
+    found = measure_family(made, Settings(alphas=(0.5,), line_alphas=(0.5,), grid=(0.0, 1.0)))
+    (row,) = [row for row in found.rows if (row.kind, row.measure) == ("barrier", "loss")]
+    points = line(left, right, (0.5,)).values()
+    once = barrier(ms.trace(points, [data], net, readings=[Outputs()]), left, right, (0.5,))
+    assert (row.low, row.high) == pytest.approx(once.loss_interval, abs=1e-5)
+    assert row.n == 80
 
 
 def test_a_second_run_trains_and_measures_nothing(finished, monkeypatch):

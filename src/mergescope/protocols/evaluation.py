@@ -15,6 +15,7 @@ from mergescope.errors import DataError, MergescopeError, PointError, did_you_me
 from mergescope.protocols.linear_model import linearized_in_place
 from mergescope.protocols.measure import HeldOut
 from mergescope.protocols.resume import Arrays, once
+from mergescope.protocols.which_data import alike, fingerprint_of
 from mergescope.readings import Outputs, bootstrap
 from mergescope.tracing import trace
 from mergescope.tracing.affine import Mixtures
@@ -37,6 +38,7 @@ class TaskScores:
         seconds: of the pass.
         peak_bytes: the process' peak resident memory at its end.
         network: name of the network's class.
+        fingerprint: of the samples; None if the data don't say which they are.
     """
 
     task: str
@@ -46,6 +48,7 @@ class TaskScores:
     seconds: float
     peak_bytes: int
     network: str
+    fingerprint: str | None = None
 
     @property
     def samples(self) -> int:
@@ -143,6 +146,20 @@ class Evaluation:
         """
         found = Point.of(point)
         return {task: said.accuracy(found) for task, said in self.tasks.items() if found in said.correct}
+
+    def alike_of(self, tasks: Iterable[str]) -> list[int]:
+        """Which of some tasks have the same samples, for means over tasks.
+
+        Args:
+            tasks: their names.
+
+        Returns:
+            As of [`alike`][mergescope.protocols.which_data.alike].
+
+        Raises:
+            PointError: nothing was evaluated on a task.
+        """  # noqa: DOC502 (raised by what this calls)
+        return alike(self[task].fingerprint for task in tasks)
 
     @property
     def forward_passes(self) -> int:
@@ -278,6 +295,7 @@ def _scores(
     return TaskScores(
         task, dict(zip(distinct, found["correct"], strict=True)), dict(zip(distinct, found["losses"], strict=True)),
         int(found["passes"]), float(found["seconds"]), int(found["peak"]), str(found["network"]),
+        fingerprint_of(data.batches),
     )  # fmt: skip
 
 
@@ -330,6 +348,6 @@ def joined(first: Evaluation, second: Evaluation) -> Evaluation:
         out[task] = TaskScores(
             task, {**one.correct, **other.correct}, {**one.losses, **other.losses},
             one.forward_passes + other.forward_passes, one.seconds + other.seconds,
-            max(one.peak_bytes, other.peak_bytes), one.network,
+            max(one.peak_bytes, other.peak_bytes), one.network, one.fingerprint,
         )  # fmt: skip
     return Evaluation(out)

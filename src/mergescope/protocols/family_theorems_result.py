@@ -212,15 +212,15 @@ def _barrier_lines(found: FamilyTheorems) -> list[str]:
 
 def _chain_lines(found: FamilyTheorems) -> Iterator[str]:
     # Means over data sets: a line a layer.
-    chains: dict[tuple[str, float], dict[str, list[Checked]]] = {}
+    chains: dict[tuple[str, float | None], dict[str, list[Checked]]] = {}
     for value, theorem in found.found:
         if theorem.theorem != "3.3":
-            key = theorem.theorem, -1.0 if math.isnan(value) else value
+            key = theorem.theorem, None if math.isnan(value) else value
             layers = chains.setdefault(key, {})
             for line in theorem.checked:
                 layers.setdefault(line.layer, []).append(line)
-    for (name, value), layers in chains.items():
-        at = f", a = {value:.3g}" if value >= 0 else ""
+    for (name, coefficient), layers in chains.items():
+        at = "" if coefficient is None else f", a = {coefficient:.3g}"
         many = len({line.data for lines in layers.values() for line in lines})
         yield f"Theorem {name}{at}: {SAYS[f'Theorem {name}']} (means over {many} data sets)"
         wide, trivial = max(map(len, layers)), found.trivial

@@ -354,15 +354,20 @@ def _report(
             for task in models
         }
         # A data set judges several tasks' models by the same samples: they are resampled together.
+        judging = [CONTROL] if CONTROL in test else list(models)
         judged = [
             np.mean([
                 found[data].correct_of(points[name][task]) for task in models if data in _controls(task, models, test)
             ], axis=0)
-            for data in ([CONTROL] if CONTROL in test else models)
+            for data in judging
         ]  # fmt: skip
         out.append(Forgotten(
             name, lams, {task: over_tasks([value], seed=settings.seed) for task, value in own.items()},
-            {task: over_tasks(values, seed=settings.seed) for task, values in others.items()},
-            over_tasks(list(own.values()), seed=settings.seed), over_tasks(judged, seed=settings.seed),
+            {
+                task: over_tasks(values, alike=found.alike_of(_controls(task, models, test)), seed=settings.seed)
+                for task, values in others.items()
+            },
+            over_tasks(list(own.values()), alike=found.alike_of(own), seed=settings.seed),
+            over_tasks(judged, alike=found.alike_of(judging), seed=settings.seed),
         ))  # fmt: skip
     return out, found

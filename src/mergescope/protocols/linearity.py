@@ -12,7 +12,9 @@ import numpy as np
 from mergescope.display import View, as_html, as_pandas, as_pretty, pivot
 from mergescope.errors import PointError
 from mergescope.models.layers import OUTPUT
+from mergescope.protocols.which_data import alike, fingerprint_of
 from mergescope.readings import MEASURES, RELATIVE, InnerProducts, Summary, bootstrap, linearity_measures
+from mergescope.readings.reading import require_layer
 from mergescope.tracing import Trace
 from mergescope.weights import Point, exact, mean, task_vector
 from mergescope.weights.point import Number, TensorSource
@@ -195,7 +197,9 @@ class Linearity:
     samples: int
 
     def __getitem__(self, layer: str) -> LayerLinearity:
-        return next(entry for entry in self.layers if entry.layer == layer)
+        found = {entry.layer: entry for entry in self.layers}
+        require_layer(layer, list(found))
+        return found[layer]
 
     @property
     def evidence(self) -> list[LayerLinearity]:
@@ -333,13 +337,12 @@ def repeated_samples(data: Sequence[Any], traces: Sequence[Trace]) -> np.ndarray
     Returns:
         ``units`` for [`linearity`][]; None if no two are the same.
     """
-    prints = [getattr(batches, "fingerprint", None) or number for number, batches in enumerate(data)]
-    if len(set(prints)) == len(prints):
+    first = alike(map(fingerprint_of, data))
+    if first == list(range(len(first))):
         return None
     starts = np.cumsum([0, *(trace.samples for trace in traces)])
     return np.concatenate([
-        np.arange(trace.samples) + starts[prints.index(name)]
-        for name, trace in zip(prints, traces, strict=True)
+        np.arange(trace.samples) + starts[place] for place, trace in zip(first, traces, strict=True)
     ])
 
 

@@ -75,6 +75,7 @@ def over_tasks(
     values: Sequence[np.ndarray],
     against: Sequence[np.ndarray] | None = None,
     *,
+    alike: Sequence[int] | None = None,
     confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
@@ -82,17 +83,19 @@ def over_tasks(
     """Mean over tasks of their means, or of the ratios of two means: ``1/T sum_t mean(v_t) / mean(w_t)``.
 
     The bootstrap resamples every task's samples within the task, and both numbers of a ratio together,
-    since they are of the same samples.
+    since they are of the same samples. So are tasks that share their samples.
 
     Args:
         values: one ``(samples,)`` a task; NaN for a sample without a value.
         against: what each task's mean is divided by, of the same samples.
+        alike: of each task, the number of the first one with the same samples, as
+            [`alike`][mergescope.protocols.which_data.alike] tells; by default no two share any.
         confidence: probability mass of the interval.
         resamples: how many.
         seed: of the resampling.
 
     Returns:
-        The mean and its interval; ``std`` is that of the tasks, ``n`` the number of samples.
+        The mean and its interval; ``std`` is that of the tasks, ``n`` the number of distinct samples.
 
     Raises:
         PointError: a mean that is divided by is zero.
@@ -102,8 +105,9 @@ def over_tasks(
         >>> found.mean, found.std, found.n
         (0.75, 0.25, 4)
     """
+    firsts: Sequence[int] = range(len(values)) if alike is None else alike
     per_task, drawn = [], []
-    for number, value in enumerate(values):
+    for number, (value, first) in enumerate(zip(values, firsts, strict=True)):
         columns = [value] if against is None else [value, against[number]]
         table = np.stack(columns, axis=1).astype(float)
         table = table[~np.isnan(table).any(axis=1)]
@@ -112,7 +116,7 @@ def over_tasks(
             raise PointError(
                 f"No normalised accuracy: the single-task accuracy of task {number + 1} is zero."
             )
-        picks = np.random.default_rng([seed, number]).multinomial(
+        picks = np.random.default_rng([seed, first]).multinomial(
             len(table), np.full(len(table), 1 / len(table)), size=resamples
         )
         sums = picks @ table / len(table)
@@ -121,8 +125,9 @@ def over_tasks(
             drawn.append(sums[:, 0] if against is None else sums[:, 0] / sums[:, 1])
     tail, every = (1 - confidence) / 2, np.mean(drawn, axis=0)
     low, high = np.quantile(every[np.isfinite(every)], [tail, 1 - tail])
-    dead = sum(int(np.isnan(value).sum()) for value in values)
-    count = sum(len(value) for value in values) - dead
+    distinct = [values[number] for number in dict.fromkeys(firsts)]
+    dead = sum(int(np.isnan(value).sum()) for value in distinct)
+    count = sum(len(value) for value in distinct) - dead
     return Summary(float(np.mean(per_task)), float(np.std(per_task)), float(low), float(high), count, dead)
 
 
@@ -157,14 +162,14 @@ def scores_of(
         for task, point in chosen.items()
     }
     summaries = {task: bootstrap(table, seed=seed) for task, table in tables.items()}
-    hits = [table[:, 0] for table in tables.values()]
+    hits, shared = [table[:, 0] for table in tables.values()], found.alike_of(tables)
     normalised = None
     if single is not None:
         own = [found[task].correct_of(single[task]) for task in tables]
-        normalised = over_tasks(hits, own, seed=seed)
+        normalised = over_tasks(hits, own, alike=shared, seed=seed)
     return ModelScores(
         name, {task: both[0] for task, both in summaries.items()}, {task: both[1] for task, both in summaries.items()},
-        over_tasks(hits, seed=seed), normalised, parameter,
+        over_tasks(hits, alike=shared, seed=seed), normalised, parameter,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from mergescope.protocols.linearity import LinearityTest, averaging, linearity
 from mergescope.protocols.measure import HeldOut
 from mergescope.protocols.scores import over_tasks
 from mergescope.protocols.soup_results import LAYER_MEASURES, Ingredient, Soup, Soups, Subsets, SubsetScores
+from mergescope.protocols.which_data import alike, fingerprint_of, require_unseen
 from mergescope.readings import InnerProducts, NextTokenLoss, Outputs, Reading, Summary, bootstrap
 from mergescope.readings.correlation import correlations
 from mergescope.tracing import Trace, trace
@@ -79,7 +80,7 @@ def soups(
         What each is made of, and its accuracy.
 
     Raises:
-        MergescopeError: fewer than two models, no data, or a network that predicts nothing.
+        MergescopeError: fewer than two models, no data, test data that choose, or a network that predicts nothing.
         DataError: the data have no labels.
 
     Example:
@@ -94,6 +95,7 @@ def soups(
     """  # noqa: DOC502 (raised by what this calls)
     started, s = time.perf_counter(), settings or SoupSettings()
     points, around, notes = _checked(models, validation, base, s)
+    require_unseen(validation, test, "the soup")
     whole = mean(points.values())
     texts = any(isinstance(held.reading(), NextTokenLoss) for held in validation.values())
     ensembles = {} if texts else {"ensemble": list(points.values())}
@@ -208,7 +210,7 @@ def subsets(
     }
     return Subsets(
         size, tuple(lines), comb(len(points), size), singles, correlations(soup, ensemble, seed=s.seed),
-        over_tasks(gaps, seed=s.seed), layers, trivial, tuple(data), found.forward_passes,
+        over_tasks(gaps, alike=found.alike, seed=s.seed), layers, trivial, tuple(data), found.forward_passes,
         notes, found.traces[0].network, around is not None, time.perf_counter() - started,
     )  # fmt: skip
 
@@ -249,6 +251,7 @@ class _Passes:
 
     traces: list[Trace]
     outputs: list[Outputs | NextTokenLoss]
+    alike: list[int]  # of each data set, the number of the first one with the same samples
     seed: int
 
     @classmethod
@@ -291,7 +294,7 @@ class _Passes:
                     f"{name}: the data have no labels, so there is no accuracy. Yield (inputs, labels)."
                 )
             outputs.append(said)
-        return cls(traces, outputs, s.seed)
+        return cls(traces, outputs, alike(fingerprint_of(held.batches) for held in data.values()), s.seed)
 
     @property
     def texts(self) -> bool:
@@ -316,4 +319,4 @@ class _Passes:
         return self.sign * float(np.mean([np.nanmean(values) for values in self._values(point)]))
 
     def summary(self, key: Any) -> Summary:
-        return over_tasks(self._values(key), seed=self.seed)
+        return over_tasks(self._values(key), alike=self.alike, seed=self.seed)

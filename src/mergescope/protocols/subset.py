@@ -1,8 +1,9 @@
-"""A fixed random subset of batched data."""
+"""Fixed parts of batched data: some samples of one data set, some batches of several."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,30 @@ class Subset:
             if number in ends:
                 yield _joined(parts)
                 parts = []
+
+
+class Shares:
+    """Every n-th batch of each of n data sets: what statistics of one model for all of them are taken over.
+
+    Args:
+        data: batches of each data set, which can be passed over again and again.
+
+    Example:
+        >>> [batch.item() for batch in Shares([torch.arange(3), torch.arange(10, 14)])]
+        [0, 2, 10, 12]
+    """
+
+    def __init__(self, data: Iterable[Iterable[Any]]) -> None:
+        self._data = list(data)
+
+    @property
+    def fingerprint(self) -> str:
+        """Which samples these are, as far as the data say which they are."""
+        return f"shares of {', '.join(str(getattr(each, 'fingerprint', None)) for each in self._data)}"
+
+    def __iter__(self) -> Iterator[Any]:
+        for batches in self._data:
+            yield from islice(batches, 0, None, len(self._data))
 
 
 def subset(batches: Iterable[Any], samples: int, seed: int = 0) -> Iterable[Any]:

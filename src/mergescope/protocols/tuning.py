@@ -13,6 +13,7 @@ from mergescope.errors import MergescopeError
 from mergescope.protocols.evaluation import Evaluation, Model, evaluate
 from mergescope.protocols.measure import HeldOut
 from mergescope.protocols.search import GRID, Choice, choose, grid_parts, normalised_accuracy
+from mergescope.protocols.which_data import require_unseen
 from mergescope.tracing.affine import Mixtures
 from mergescope.weights import Point
 
@@ -205,12 +206,7 @@ def require_tasks(
             told = [f"no {what} data for {', '.join(lacking)}"] * bool(lacking)
             told += [f"no model for the {what} data of {', '.join(extra)}"] * bool(extra)
             raise MergescopeError(f"There are {' and '.join(told)}. Give one model and one data set a task.")
-    pairs = [(task, held, validation[task]) for task, held in (test or {}).items()]
+    choosing, reporting = dict(validation), dict(test or {})
     if control is not None and control[1] is not None:
-        pairs.append(("the control data", control[1], control[0]))
-    leaking = [name for name, ours, theirs in pairs if ours.batches is theirs.batches]
-    if leaking:
-        raise MergescopeError(
-            f"The validation data of {', '.join(leaking)} are the test data as well: the coefficient would be chosen "
-            "on what it is judged by. Give another split to validate on, or no test data."
-        )
+        choosing["the control data"], reporting["the control data"] = control[0], control[1]
+    require_unseen(choosing, reporting, "the coefficient")

@@ -141,6 +141,8 @@ def _headline(found: Predicted, best: Row | None) -> str:
     slopes, squares = (
         spread([found.agreement[layer][name].mean for layer in found.evidence]) for name in ("slope", "r2")
     )
+    if math.isnan(squares[0]):
+        return "Predicted gaps are too small, or too few, to compare with measured ones."
     return (
         f"Predicted gaps agree with measured ones with R² from {number(squares[0], 2)} to {number(squares[1], 2)} over "
         f"layers, and slopes from {number(slopes[0], 2)} to {number(slopes[1], 2)}."
@@ -152,21 +154,7 @@ def _sentences(
 ) -> list[str]:
     said = []
     if found.measured and found.evidence:
-        reach = {layer: found.agreement[layer]["takes over"].mean for layer in found.evidence}
-        first = min(reach, key=lambda layer: reach[layer] if math.isfinite(reach[layer]) else math.inf)
-        never = _kinked(found)
-        enough = (
-            "so whole task vectors are out of its reach there"
-            if reach[first] < FAR
-            else "so it covers whole task vectors"
-        )
-        said.append(
-            f"At {listed(never)}, kinks (ReLU) outweigh the second order, however short task vectors are: predicted "
-            "gaps lack what no derivative sees."
-            if never
-            else f"The third order takes over first at {first}, at {number(reach[first], 2)} times a task vector, "
-            f"{enough}."
-        )
+        said.append(_third_order(found))
     if best is not None:
         text = f"Best predicted coefficient of task addition: {best.parameter:g}, normalised accuracy {told(best)}."
         if true:
@@ -208,6 +196,31 @@ def _sentences(
             + (f"; {' and '.join(least[:2])} least, {told(pairs[least], 2)}." if len(pairs) > 1 else ".")
         )
     return said
+
+
+def _third_order(found: Predicted) -> str:
+    never = _kinked(found)
+    if never:
+        return (
+            f"At {listed(never)}, kinks (ReLU) outweigh the second order, however short task vectors are: predicted "
+            "gaps lack what no derivative sees."
+        )
+    known = {layer: found.agreement[layer]["takes over"].mean for layer in found.evidence}
+    reach = {layer: value for layer, value in known.items() if not math.isnan(value)}
+    if not reach:
+        return "Predicted gaps are too small to tell where the third order takes over."
+    first = min(reach, key=lambda layer: reach[layer])
+    if math.isinf(reach[first]):
+        return "The third order takes over at no layer, so the second one covers whole task vectors."
+    enough = (
+        "so whole task vectors are out of its reach there"
+        if reach[first] < FAR
+        else "so it covers whole task vectors"
+    )
+    return (
+        f"The third order takes over first at {first}, at {number(reach[first], 2)} times a task vector, "
+        f"{enough}."
+    )
 
 
 def _grids(found: Predicted, line: list[Row], true: list[Row]) -> list[Grid]:

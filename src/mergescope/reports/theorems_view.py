@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from mergescope.protocols.family_theorems_result import cases_of
@@ -83,12 +84,12 @@ def stored_theorems(stored: Stored) -> Theorems:
 
 
 def _lines(stored: Stored) -> tuple[tuple[float, Premises], ...]:
-    groups: dict[tuple[str, float], dict[tuple[str, str, str], dict[str, dict[str, Summary]]]] = {}
+    groups: dict[tuple[str, float | None], dict[tuple[str, str, str], dict[str, dict[str, Summary]]]] = {}
     for row in stored.rows:
         if row.kind.startswith("theorem "):
             part, _, measure = row.measure.partition(": ")
-            value = row.parameter if row.parameter == row.parameter else float("nan")
-            key = row.kind.removeprefix("theorem "), -1.0 if value != value else value
+            value = None if math.isnan(row.parameter) else row.parameter  # NaN is no key of a dict
+            key = row.kind.removeprefix("theorem "), value
             line = groups.setdefault(key, {}).setdefault(
                 (row.points, row.data, row.layer), {"premise": {}, "conclusion": {}}
             )
@@ -108,7 +109,7 @@ def _lines(stored: Stored) -> tuple[tuple[float, Premises], ...]:
                     f"theorem {theorem} of {points!r} on {data!r}: {', '.join(sorted(lacking))}"
                 )
             checked.append(Checked(points, data, layer, parts["premise"], parts["conclusion"]))
-        found.append((float("nan") if value < 0 else value, Premises(theorem, "", tuple(checked))))
+        found.append((math.nan if value is None else value, Premises(theorem, "", tuple(checked))))
     return tuple(found)
 
 

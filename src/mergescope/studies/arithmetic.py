@@ -111,8 +111,10 @@ def evaluate_opened(opened: Opened, extra: Mapping[str, Point], settings: Arithm
     linear, notes = opened.linear(settings.linearized)
     around = opened.base if linear else None
     found = settings.run(dict.fromkeys(held, list(points.values())), held, around)
-    single = {name: points[data.owner] for name, data in held.items() if data.owner is not None}
-    own = single if len(single) == len(held) else None
+    owners = {name: data.owner for name, data in held.items() if data.owner is not None}
+    single = {name: points[owner] for name, owner in owners.items()}
+    # Of several data sets of one fine-tune, it is not known which one it learned.
+    own = single if len(set(owners.values())) == len(held) else None
     lines = [scores_of(name, found, point, own, seed=settings.seed) for name, point in points.items()]
     network = type(opened.given.held[0].model).__name__
     told = (*opened.given.notes, *notes)

@@ -141,7 +141,7 @@ def measure_family(family: Family, settings: Settings) -> Measured:
             seed=settings.seed,
         )
         _add_linearity(measured, family, plan, result, [part for part, _ in parts])
-    _add_barriers(measured, family, settings, {name: part for name, (part, _) in traces.items()})
+    _add_barriers(measured, family, settings, traces)
     _add_accuracies(measured, family, merged, traces, settings)
     return measured
 
@@ -223,11 +223,21 @@ def _add_linearity(
 
 
 def _add_barriers(
-    measured: Measured, family: Family, settings: Settings, traces: Mapping[str, Trace]
+    measured: Measured,
+    family: Family,
+    settings: Settings,
+    traces: Mapping[str, tuple[Trace, np.ndarray]],
 ) -> None:
     for a, b in combinations(family.models, 2):
-        passes = [traces[a], traces[b]]
-        curve = barrier(passes, family.models[a], family.models[b], settings.line_alphas)
+        passes = [traces[name][0] for name in (a, b)]
+        curve = barrier(
+            passes,
+            family.models[a],
+            family.models[b],
+            settings.line_alphas,
+            units=np.concatenate([traces[name][1] for name in (a, b)]),
+            seed=settings.seed,
+        )
         common = (family.network, family.regime)
         place = (f"{a} + {b}", f"{a} ∪ {b}")
         cost = _cost(passes)

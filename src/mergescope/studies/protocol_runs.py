@@ -20,6 +20,7 @@ from mergescope.plain import plain
 from mergescope.protocols.linear_model import in_linear_model
 from mergescope.protocols.measure import HeldOut, Settings
 from mergescope.protocols.resume import resumable
+from mergescope.protocols.which_data import own_data
 from mergescope.studies.families import is_family, read_family
 from mergescope.studies.given import DataOptions, Given, Options, prepare
 from mergescope.studies.given_family import prepare_family
@@ -62,8 +63,10 @@ class Opened:
 
     @cached_property
     def data(self) -> dict[str, HeldOut]:
-        """Name of a data set, or of the fine-tune whose task it is, to the data."""
-        return {held.owner or held.name: held for held in self.given.held}
+        """Name of the fine-tune whose task it is, else of the data set, to the data."""
+        named = {held.name: held for held in self.given.held}
+        tasks = {name: task for task, name in own_data(named).items()}
+        return {tasks.get(name, name): held for name, held in named.items()}
 
     @cached_property
     def tasks(self) -> dict[str, HeldOut]:

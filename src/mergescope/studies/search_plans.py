@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import comb
 from typing import Any
 
+from mergescope.errors import PointError
 from mergescope.protocols.coefficients import SearchSettings, planned_points
 from mergescope.protocols.compare import Way
 from mergescope.protocols.evaluation import Model, planned_passes
@@ -13,6 +14,9 @@ from mergescope.protocols.search import addition_line
 from mergescope.protocols.tuning import ArithmeticSettings
 from mergescope.studies.protocol_runs import Opened, cost
 from mergescope.weights import Point, mean
+
+RESERVED = {"base": "the pretrained model", "average": "the uniform average of all fine-tunes"}
+"""Names of lines that every evaluation has."""
 
 SOME = 7
 """Stands for a coefficient that is not known yet, and that differs from 0 and 1."""
@@ -27,12 +31,21 @@ def models_of(opened: Opened, extra: Mapping[str, Point]) -> dict[str, Point]:
 
     Returns:
         Name to point.
+
+    Raises:
+        PointError: a model or a point has a name that the base or the average has here.
     """
-    named = {} if opened.given.base is None else {"base": opened.base}
-    named |= opened.models
-    if len(opened.models) > 1:
-        named["average"] = mean(opened.models.values())
-    return named | dict(extra)
+    first = {} if opened.given.base is None else {"base": opened.base}
+    last = {"average": mean(opened.models.values())} if len(opened.models) > 1 else {}
+    for option, names in (("--models", opened.models), ("--points", extra)):
+        taken = next((name for name in names if name in first or name in last), None)
+        if taken is not None:
+            instead = " in place of --family" if opened.family and option == "--models" else ""
+            raise PointError(
+                f"{taken!r} is what {RESERVED[taken]} is called here, so none of {option} can have that name. Call it "
+                f"otherwise: {option} NAME=path{instead}."
+            )
+    return first | opened.models | last | dict(extra)
 
 
 def plan_evaluation(
@@ -47,7 +60,10 @@ def plan_evaluation(
 
     Returns:
         Points, samples, forward passes of a batch, seconds.
-    """
+
+    Raises:
+        PointError: as for [`models_of`][].
+    """  # noqa: DOC502 (raised by what this calls)
     points = models_of(opened, extra)
     return _plan(
         list(points), {"test": opened}, {"test": dict.fromkeys(opened.data, points.values())}, settings
@@ -71,8 +87,12 @@ def plan_search(
 
     Returns:
         Points, samples, forward passes of a batch, seconds; with methods, at most so much.
-    """
-    base, models = parts["validation"].base, parts["validation"].models
+
+    Raises:
+        MergescopeError: data and fine-tunes don't belong together one by one.
+    """  # noqa: DOC502 (raised by what this calls)
+    opened = parts["validation"]
+    base, models = opened.base, {task: opened.models[task] for task in opened.tasks}
     grid = settings.parts()[0]
     choosing: dict[str, list[Model]]
     reporting: dict[str, list[Model]]
@@ -106,8 +126,11 @@ def plan_coefficients(parts: Mapping[str, Opened], settings: SearchSettings) -> 
 
     Returns:
         How many coefficients and points, samples, forward passes of a batch, seconds.
-    """
-    tasks = parts["validation"].models
+
+    Raises:
+        MergescopeError: data and fine-tunes don't belong together one by one.
+    """  # noqa: DOC502 (raised by what this calls)
+    tasks = parts["validation"].tasks
     linear = parts["validation"].linear(settings.linearized)[0]
     points = planned_points(len(tasks), settings.groups, settings)
     affine = linear and settings.executor != "resident" and settings.groups == 1

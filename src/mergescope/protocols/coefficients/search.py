@@ -21,6 +21,7 @@ from mergescope.protocols.measure import HeldOut
 from mergescope.protocols.scores import over_tasks
 from mergescope.protocols.search import GRID, choose
 from mergescope.protocols.subset import Subset
+from mergescope.protocols.which_data import alike, fingerprint_of, require_unseen
 from mergescope.readings import NextTokenLoss, Summary
 from mergescope.readings.logits import MEMORY
 from mergescope.weights import Point
@@ -113,7 +114,7 @@ def search_coefficients(
         by the seed.
 
     Raises:
-        MergescopeError: tasks and data don't fit, or a setting is unusable.
+        MergescopeError: tasks and data don't fit, test data are to choose as well, or a setting is unusable.
         PointError: a single-task model gets nothing right.
         DataError: labels are missing, or logits take more memory than allowed.
 
@@ -235,6 +236,7 @@ def _checked(
                 f"Models and {kind} data must be of the same tasks; {', '.join(wrong)} has one of both only."
                 f"{did_you_mean(wrong[0], {*space.models} - {wrong[0]})}"
             )
+    require_unseen(validation, test, "each coefficient")
     if (
         not s.grid
         or min(s.grid) < 0
@@ -299,9 +301,10 @@ def _halves(
     values: CoefficientValues, s: SearchSettings
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     optimised, confirming = {}, {}
-    for number, task in enumerate(values.held):
+    # Tasks with the same samples are cut alike: else one's half would be seen in the other's.
+    for task, first in zip(values.held, _alike(values), strict=True):
         count = values.samples(task)
-        order = np.random.default_rng([s.seed, 2, number]).permutation(count)
+        order = np.random.default_rng([s.seed, 2, first]).permutation(count)
         cut = round(count * s.confirm)
         if not 0 < cut < count:
             raise MergescopeError(
@@ -310,6 +313,10 @@ def _halves(
             )
         confirming[task], optimised[task] = np.sort(order[:cut]), np.sort(order[cut:])
     return optimised, confirming
+
+
+def _alike(values: CoefficientValues) -> list[int]:
+    return alike(fingerprint_of(held.batches) for held in values.held.values())
 
 
 def _optimise(
@@ -378,7 +385,7 @@ def _decide(
     differences = [
         (values.utilities(task, best) - values.utilities(task, start))[parts[1][task]] for task in values.held
     ]
-    gain = over_tasks(differences, confidence=s.confidence, seed=s.seed)
+    gain = over_tasks(differences, alike=_alike(values), confidence=s.confidence, seed=s.seed)
     told = f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] on samples that were not optimised on"
     if gain.low > 0:
         return best, gain, f"it gains {told}"
@@ -425,7 +432,8 @@ def _tested(
 def _test_score(
     found: Evaluation, point: Point, space: CoefficientSpace, measure: str, s: SearchSettings
 ) -> Summary:
+    shared = found.alike_of(found.tasks)
     if measure == "loss":
-        return over_tasks([found[task].losses_of(point) for task in found.tasks], seed=s.seed)
+        return over_tasks([found[task].losses_of(point) for task in found.tasks], alike=shared, seed=s.seed)
     own = [found[task].correct_of(space.models[task]) for task in found.tasks]
-    return over_tasks([found[task].correct_of(point) for task in found.tasks], own, seed=s.seed)
+    return over_tasks([found[task].correct_of(point) for task in found.tasks], own, alike=shared, seed=s.seed)

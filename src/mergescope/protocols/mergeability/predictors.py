@@ -110,7 +110,7 @@ KNOWN: Mapping[str, tuple[Level, ...]] = {
 """What a command knows: ``check`` weights, ``measure`` features too, ``predict`` derivatives. No rule may use labels,
 or the group's average itself, which is the merge."""
 
-ASCENDING = ("cosine", "baseline_output")
+ASCENDING = ("cosine",)
 """Of these the worst pair is the one with the smallest value."""
 
 

@@ -12,6 +12,7 @@ from mergescope.errors import DataError, PointError
 from mergescope.models.layers import OUTPUT
 from mergescope.protocols.measure import HeldOut
 from mergescope.protocols.resume import Arrays, once
+from mergescope.protocols.which_data import fingerprint_of
 from mergescope.readings import InnerProducts, Outputs, Reading
 from mergescope.readings.logits import Logits
 from mergescope.tracing.second_order import Term, second_order, taylor_weights, terms_of
@@ -41,6 +42,7 @@ class Expansion:
         derivatives: second derivatives of a batch taken by ``jvp``.
         seconds: wall time.
         peak_bytes: the process' peak resident memory at the end.
+        fingerprint: of the samples; None if the data don't say which they are.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Expansion:
     derivatives: int
     seconds: float
     peak_bytes: int
+    fingerprint: str | None = None
 
     @property
     def size(self) -> int:
@@ -272,5 +275,5 @@ def expand(
         {str(layer): found[f"units {layer}"] for layer in found["layers"] if f"units {layer}" in found},
         torch.from_numpy(found["logits"]) if "logits" in found else None, found.get("labels"), int(found["samples"]),
         str(found["network"]), int(found["passes"]), int(found["derivatives"]), float(found["seconds"]),
-        int(found["peak"]),
+        int(found["peak"]), fingerprint_of(held.batches),
     )  # fmt: skip

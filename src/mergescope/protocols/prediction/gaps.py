@@ -9,6 +9,7 @@ import numpy as np
 
 from mergescope.protocols.linearity import LayerLinearity, Linearity, LinearityTest
 from mergescope.protocols.prediction.expansion import Expansion
+from mergescope.protocols.which_data import alike
 from mergescope.readings import MEASURES, RELATIVE, Summary, bootstrap, linearity_measures
 from mergescope.weights import Point, exact, task_vector
 from mergescope.weights.point import Number
@@ -189,16 +190,20 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 def row_units(expansions: Sequence[Expansion], layer: str) -> np.ndarray | None:
     """The sample of each row, counted over all data: rows may be tokens, which stand or fall together.
 
+    So do the rows of a sample that several data sets share.
+
     Args:
         expansions: of the data sets, which are pooled.
         layer: one of their layers.
 
     Returns:
-        ``(rows,)``, or None where every sample gives one row.
+        ``(rows,)``, or None where every row is a sample of its own.
     """
-    if all(layer not in data.units for data in expansions):
+    first = alike(data.fingerprint for data in expansions)
+    if all(layer not in data.units for data in expansions) and first == list(range(len(first))):
         return None
     starts = np.cumsum([0, *(data.samples for data in expansions)])
     return np.concatenate([
-        data.units[layer] + start for data, start in zip(expansions, starts, strict=False)
+        data.units.get(layer, np.arange(data.samples)) + starts[place]
+        for data, place in zip(expansions, first, strict=True)
     ])

@@ -30,6 +30,7 @@ from mergescope.protocols.prediction.surface import Outcome, outcomes
 from mergescope.protocols.prediction.surfaces import BOX, SQUARE, Surface, pair_surface
 from mergescope.protocols.search import GRID, addition_line
 from mergescope.protocols.subset import subset
+from mergescope.protocols.which_data import own_data
 from mergescope.readings import Outputs
 from mergescope.tracing.derivatives import METHODS
 from mergescope.weights import Point
@@ -289,11 +290,9 @@ class _Work:
         )
 
     def _tasks(self, found: Mapping[str, Expansion]) -> dict[str, Expansion]:
-        own = {data.owner: data for data in found.values() if data.owner in self.models}
+        own = {task: found[name] for task, name in own_data(self.held).items() if task in self.models}
         able = {
-            str(name): data
-            for name, data in own.items()
-            if data.logits is not None and data.labels is not None
+            task: data for task, data in own.items() if data.logits is not None and data.labels is not None
         }
         return able if len(able) == len(self.models) else {}
 

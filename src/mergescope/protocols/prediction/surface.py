@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from mergescope.errors import MergescopeError
 from mergescope.protocols.prediction.expansion import Expansion
 from mergescope.protocols.scores import over_tasks
+from mergescope.protocols.which_data import alike
 from mergescope.readings import Summary, bootstrap
 from mergescope.tracing.second_order import taylor_weights
 from mergescope.weights import Point
@@ -139,6 +140,7 @@ def outcomes(
         MergescopeError: a network predicts nothing, data have no labels, or a fine-tune is never right.
     """  # noqa: DOC502 (raised by what this calls)
     own = [scored(data, measured_logits(data, data.models[task]))[0] for task, data in expansions.items()]
+    shared = alike(data.fingerprint for data in expansions.values())
     found = []
     for lam in lams:
         said = {
@@ -154,8 +156,8 @@ def outcomes(
         found.append(
             Outcome(
                 lam, _means(hits, seed), _means({task: losses for task, (_, losses) in said.items()}, seed),
-                over_tasks(list(hits.values()), own, seed=seed), _means(true, seed),
-                over_tasks(list(true.values()), own, seed=seed) if true else None,
+                over_tasks(list(hits.values()), own, alike=shared, seed=seed), _means(true, seed),
+                over_tasks(list(true.values()), own, alike=shared, seed=seed) if true else None,
             )
         )  # fmt: skip
     return tuple(found)
@@ -179,7 +181,8 @@ def predicted_normalised(
     """  # noqa: DOC502 (raised by what this calls)
     own = [scored(data, measured_logits(data, data.models[task]))[0] for task, data in expansions.items()]
     hits = [scored(data, predicted_logits(data, coefficients))[0] for data in expansions.values()]
-    return over_tasks(hits, own, seed=seed)
+    shared = alike(data.fingerprint for data in expansions.values())
+    return over_tasks(hits, own, alike=shared, seed=seed)
 
 
 def _means(values: Mapping[str, np.ndarray], seed: int) -> dict[str, Summary]:

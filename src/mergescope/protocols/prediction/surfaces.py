@@ -12,6 +12,7 @@ import torch
 from mergescope.protocols.prediction.expansion import Expansion, coefficients_of
 from mergescope.protocols.prediction.surface import measured_logits, scored
 from mergescope.protocols.scores import as_fields, over_tasks
+from mergescope.protocols.which_data import alike
 from mergescope.readings import Summary
 from mergescope.tracing.second_order import taylor_weights
 
@@ -154,7 +155,8 @@ def pair_surface(
         if all(BOX[0] <= value <= BOX[1] for value in point.values())
     ]
     best = min(inside, key=lambda place: (-normalised.flat[place], sum(grid[place].values()), place))
-    worth = over_tasks([part[best] for part in hits], own, seed=seed)
+    shared = alike(each.fingerprint for each in data)
+    worth = over_tasks([part[best] for part in hits], own, alike=shared, seed=seed)
     where = grid[best][tasks[0]], grid[best][tasks[1]]
     spot = Spot(where, _two(accuracy.reshape(2, -1)[:, best]), float(normalised.flat[best]))
     return Surface(
