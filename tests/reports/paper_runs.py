@@ -53,3 +53,28 @@ def study_run(path, study, ran, draws):
     }
     run.write_run(study, "cpu", config, provenance)
     return path
+
+
+def geometry_run(path, cosines, still=()):
+    """What ``mergescope geometry`` leaves: cosines of pairs; models that are ``still`` equal the base."""
+    path.mkdir(parents=True)
+    lines = [
+        {"scope": scope, "name": "", "measure": "cos", "model": a, "other": b, "value": value, "entries": 5}
+        for (a, b), value in cosines.items()
+        for scope in ("model", "layer")
+    ]
+    lines += [
+        {
+            "scope": scope,
+            "name": "",
+            "measure": "unchanged",
+            "model": name,
+            "other": "",
+            "value": value,
+            "entries": 5,
+        }
+        for name in {name for pair in cosines for name in pair}
+        for scope, value in (("model", float(name in still)), ("layer", 1.0))
+    ]
+    write_table(path / "geometry.parquet", {name: [line[name] for line in lines] for name in lines[0]})
+    return path

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 from reports.looking import overlaps
-from reports.paper_runs import equations_run, study_run
+from reports.paper_runs import equations_run, geometry_run, study_run
 from reports.protocol_runs import make_run
 
 from mergescope.errors import StudyError
@@ -333,6 +333,8 @@ def test_regimes_are_bars_with_their_spread_and_the_papers_figures(tmp_path):
     assert diamonds == [70.0, 77.04]
     assert [line["paper"] for line in drawing.table][:3] == [None, 70.0, 77.04]
     assert "attention-1, 70.0 %" in drawing.caption
+    # True of larger models on the paper's tasks too.
+    assert "own figures, of its models and tasks. Where those here are others" in drawing.caption
     with pytest.raises(StudyError, match="no mean accuracy of single-task models in the regime full"):
         regimes_figure([Ran(0, "full", 0, rows_run(tmp_path / "none", [row("x", "y", 0.0)]))], {})
 
@@ -402,30 +404,6 @@ def test_grids_that_differ_are_not_put_side_by_side(tmp_path):
     )
     with pytest.raises(StudyError, match="lora are of other coefficients"):
         disentanglement_figure([Ran(0, regime, 0, tmp_path / regime) for regime in ("full", "lora")])
-
-
-def geometry_run(path, cosines, still=()):
-    path.mkdir(parents=True)
-    lines = [
-        {"scope": scope, "name": "", "measure": "cos", "model": a, "other": b, "value": value, "entries": 5}
-        for (a, b), value in cosines.items()
-        for scope in ("model", "layer")
-    ]
-    lines += [
-        {
-            "scope": scope,
-            "name": "",
-            "measure": "unchanged",
-            "model": name,
-            "other": "",
-            "value": value,
-            "entries": 5,
-        }
-        for name in {name for pair in cosines for name in pair}
-        for scope, value in (("model", float(name in still)), ("layer", 1.0))
-    ]
-    write_table(path / "geometry.parquet", {name: [line[name] for line in lines] for name in lines[0]})
-    return path
 
 
 def test_matrices_of_cosines_share_one_diverging_scale(tmp_path):

@@ -4,6 +4,7 @@ import math
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from mergescope.errors import CheckpointError, DataError, LayerError, MergescopeError, MismatchError
+from mergescope.protocols.measure import HeldOut
 from mergescope.studies import networks
 from mergescope.studies.given import prepare
 from mergescope.studies.measured import to_dict
+from mergescope.studies.protocol_runs import Opened
 
 # -- classifiers -----------------------------------------------------------------------------------
 
@@ -155,6 +158,29 @@ def test_all_data_are_for_the_only_fine_tune(tasks, reviews):
     assert losses(found, "two", "first") == losses(found, "two", "second")
     slow = loss_and_accuracy(loads(folder / "two"), texts(9, 1), labels(9, 2, 1))
     assert losses(found, "two", "first") == pytest.approx(slow, abs=1e-5)
+
+
+def test_data_of_the_only_fine_tune_are_its_task_or_keep_their_names():
+    def names(*data):
+        held = [HeldOut(name, [], None, "org/a") for name in data]
+        return list(Opened(SimpleNamespace(held=held)).data)
+
+    assert names("x") == ["org/a"]
+    assert names("x", "y") == ["x", "y"]
+    assert names("a", "control") == ["org/a", "control"]
+
+
+def test_statistics_are_re_estimated_on_a_share_of_each_data_set(classifiers, tmp_path):
+    data = [save_rows(tmp_path / name / "test.csv", texts(seed=seed)) for seed, name in enumerate("xy")]
+    models = [classifiers["a"], classifiers["b"]]
+    specs = [f"{path.parent.name}={path}" for path in data]
+    given = prepare(options(classifiers["base"], models, specs), calibrate=True)
+    taken = [batch["input_ids"].tolist() for batch in given.settings.calibration]
+    every = {name: [batch["input_ids"].tolist() for batch in given.batches[name]] for name in "xy"}
+    assert [len(each) for each in every.values()] == [3, 3]
+    assert taken == [*every["x"][::2], *every["y"][::2]]
+    prints = [one.fingerprint for one in given.batches.values()]
+    assert all(said in given.settings.calibration.fingerprint for said in prints)
 
 
 def test_heads_of_several_layers_are_not_merged_in_part(tmp_path):

@@ -7,7 +7,10 @@ import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from reports.paper_runs import geometry_run
+from scipy.stats import t, ttest_1samp, ttest_ind
 from small_families import make_inputs
 from typer.testing import CliRunner
 
@@ -15,9 +18,10 @@ from mergescope.cli import app
 from mergescope.errors import MergescopeError, StudyError
 from mergescope.reports import build_report
 from mergescope.reports.publish import publish
+from mergescope.studies.families import Base, FamilyDirectory, Task
 from mergescope.studies.family_file import read_family_config
 from mergescope.studies.family_run import plan_family
-from mergescope.studies.papers import workshop
+from mergescope.studies.papers import data_sets, runner, workshop
 from mergescope.studies.papers.checks import Result, claims_of
 from mergescope.studies.papers.data_sets import Sources
 from mergescope.studies.papers.families import FAMILIES, family_named
@@ -30,9 +34,9 @@ from mergescope.studies.papers.runner import (
     run_steps,
     run_study,
 )
-from mergescope.studies.papers.spec import Check, paper_studies, read_study
+from mergescope.studies.papers.spec import Check, Step, paper_studies, read_study
 from mergescope.studies.papers.workshop import Workshop
-from mergescope.studies.rundir import RESULTS, Row, read_rows
+from mergescope.studies.rundir import RESULTS, Row, RunDirectory, read_rows, write_rows
 
 
 def command(words):
@@ -186,7 +190,8 @@ def test_mixtures_are_compared_with_what_they_mix_on_the_same_data(swapped):
     check = Check(says="a", kind="mean", rows={"measure": "cos"} | first, than=second, members=True)
     found = claim(check, *rows)
     assert found.value == pytest.approx(-0.05 if swapped else 0.05) and found.n == 2
-    assert (found.low, found.high) == pytest.approx([found.value - 1.96 * 0.05, found.value + 1.96 * 0.05])
+    half = t.ppf(0.975, 1) * 0.05
+    assert (found.low, found.high) == pytest.approx([found.value - half, found.value + half])
 
 
 def test_the_base_s_own_lines_are_no_lines_between_fine_tuned_models():
@@ -222,6 +227,70 @@ def test_means_over_the_same_places_are_compared_place_by_place():
     assert (found.value, found.low, found.high) == pytest.approx([0.1, 0.1, 0.1])
     results[1].rows.pop()
     assert claims_of(study_with(check), results)[0].verdict == "inconclusive"
+
+
+MEAN = Check(says="a", kind="mean", rows={"points": "a"}, than={"points": "b"})
+
+
+def test_a_mean_over_few_cases_has_students_interval():
+    values = (0.5, 0.7, 0.6)
+    check = Check(says="a", kind="mean", rows={"measure": "cos"}, least=0.1)
+    found = claim(check, *(row(value, layer=str(place)) for place, value in enumerate(values)))
+    ends = ttest_1samp(np.array(values) - 0.1, 0.0).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((ends.low, ends.high))
+
+
+def test_means_over_other_cases_have_welchs_interval():
+    sides = {"a": (0.5, 0.9, 0.7), "b": (0.2, 0.21, 0.25, 0.19)}
+    rows = [
+        row(value, points=name, layer=str(place))
+        for name, side in sides.items()
+        for place, value in enumerate(side)
+    ]
+    found = claim(MEAN, *rows)
+    ends = ttest_ind(sides["a"], sides["b"], equal_var=False).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((ends.low, ends.high)) and found.n == 3
+
+
+def test_a_side_of_one_case_has_an_unknown_spread():
+    rows = [row(value, points="a", layer=str(place)) for place, value in enumerate((0.7, 0.71, 0.72))]
+    found = claim(MEAN, *rows, row(0.1, points="b"))
+    assert found.value == pytest.approx(0.61) and found.verdict == "inconclusive"
+
+
+def test_cases_without_a_value_are_in_no_mean():
+    check = Check(says="a", kind="mean", rows={"regime": "one"}, than={"regime": "two"})
+    each = {"one": (0.5, 0.6, 0.9), "two": (0.3, 0.39, math.nan)}
+    results = [
+        Result(0, regime, 0, [row(value, layer=str(place)) for place, value in enumerate(values)])
+        for regime, values in each.items()
+    ]
+    found = claims_of(study_with(check), results)[0]
+    assert found.n == 2 and found.value == pytest.approx(0.205) and found.here == "0.55 against 0.345"
+    nothing = [Result(0, "one", 0, [row(math.nan)]), Result(0, "two", 0, [row(0.1)])]
+    found = claims_of(study_with(check), nothing)[0]
+    assert found.n == 0 and found.verdict == "inconclusive"
+
+
+def test_a_repetition_without_a_value_is_left_out_of_what_was_found():
+    check = Check(says="a", kind="mean", rows={"measure": "cos"}, least=0.5)
+    results = [Result(0, "full", seed, [row(value)]) for seed, value in enumerate((0.6, math.nan, 0.7))]
+    found = claims_of(study_with(check), results)[0]
+    assert (found.n, found.here) == (2, "0.65")
+
+
+def test_a_model_that_equals_the_base_has_no_cosine_to_count(tmp_path):
+    pairs = {("a", "b"): 0.0, ("a", "c"): 0.0, ("b", "c"): 0.3}
+    check = Check(says="a", kind="mean", rows={"measure": "cos"}, most=0.1)
+    job = runner.Job(0, Step(command="geometry"), "full", 0, 0)
+
+    def claimed(name, still):
+        rows = runner._rows(job, geometry_run(tmp_path / name, pairs, still))
+        return claims_of(study_with(check), [Result(0, "full", 0, rows)])[0]
+
+    one = claimed("one", "a")
+    assert one.n == 1 and one.value == pytest.approx(-0.2)
+    assert claimed("all", "abc").verdict == "inconclusive"
 
 
 def test_repetitions_are_judged_by_their_spread():
@@ -377,6 +446,63 @@ def test_what_workers_say_of_a_family_comes_through(tmp_path):
     wrong = workshop._Asked(tmp_path / "family", config | {"base": str(folder / "bsae")})
     error = pickle.loads(pickle.dumps(workshop._looked_at(wrong)))
     assert isinstance(error, MergescopeError) and "bsae" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "file"),
+    [
+        ("images", "cpu", "data/glyphs/latin-upper/train.parquet"),
+        ("images", "cpu", "fashion/train-images-idx3-ubyte.gz"),
+        ("rotated-digits", "paper", "data/mnist/train.parquet"),
+    ],
+)
+def test_data_that_are_made_of_those_at_hand_are_made_anew_of_others(tmp_path, monkeypatch, name, size, file):
+    for made in ("empty_vit", "empty_net", "mixture", "fashion", "small_digits", "turned_digits"):
+        # What is made is nothing but its directory, the first path that is under that of the families.
+        monkeypatch.setattr(
+            data_sets, made, lambda *given, **more: next(it for it in given if str(it).startswith(str(work)))
+        )
+    work, path = tmp_path / "work", tmp_path / file
+
+    def asked():
+        shop = Workshop(work, Sources(tmp_path / "data", tmp_path / "fashion"), size, progress=False)
+        return [config["tasks"] for _, config in FAMILIES[name](shop)]
+
+    found = [asked()]
+    path.parent.mkdir(parents=True)
+    for content in (b"one", b"others"):
+        path.write_bytes(content)
+        found.append(asked())
+    assert asked() == found[-1]
+    assert found[0] != found[1] and found[1] != found[2] and found[0] != found[2]
+
+
+def test_a_family_of_other_tasks_is_neither_reused_nor_extended(tmp_path):
+    shop = Workshop(tmp_path, Sources(None), "quick", progress=False)
+    out = shop.folder("images0")
+    FamilyDirectory(out, Base("base", "0"), {"hebrew": Task("hebrew")}).write()
+    assert next(shop.finetune("images0", {"tasks": {"hebrew": "elsewhere"}}))[0] == out
+    for tasks in ({"digits": "d"}, {"hebrew": "h", "digits": "d"}):
+        with pytest.raises(StudyError, match=r"images0-quick .* tasks hebrew, .*digits.* another --work"):
+            next(shop.finetune("images0", {"tasks": tasks}))
+
+
+def test_a_family_of_other_samples_is_refused_with_a_word_on_the_work_directory(tmp_path):
+    folder = make_inputs(tmp_path)
+    config = {"base": str(folder / "base"), "tasks": {"left": str(folder / "left")}, "regimes": ["full"]}
+    asked = workshop._Asked(tmp_path / "family", config)
+    workshop._planned(asked)._begin()
+    others = dataclasses.replace(asked, config=config | {"tasks": {"left": str(folder / "right")}})
+    said = str(workshop._planned(others))
+    assert "the task left is another one there" in said and said.endswith("or another --work.")
+    assert not isinstance(workshop._planned(asked), MergescopeError)
+
+
+def test_a_step_that_was_killed_before_it_told_what_it_is_runs_again(tmp_path):
+    write_rows(tmp_path / RESULTS, [row(0.5)])
+    assert not runner._done(tmp_path)
+    RunDirectory(tmp_path).write_run("search", "", {}, {})
+    assert runner._done(tmp_path)
 
 
 @pytest.mark.demo

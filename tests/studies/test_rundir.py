@@ -1,11 +1,21 @@
 """Run directories: what is written is complete, what is read is checked."""
 
 import math
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
 from mergescope.errors import StudyError
-from mergescope.studies.rundir import Row, RunDirectory, digest_of, read_rows, write_rows, write_table
+from mergescope.studies import rundir
+from mergescope.studies.rundir import (
+    Row,
+    RunDirectory,
+    digest_of,
+    read_rows,
+    versions,
+    write_rows,
+    write_table,
+)
 
 ROW = Row("mlp", "high", "ctl", "a + b", "a ∪ b", "cos", 0.5, parameter=0.25, layer="blocks.0", n=7, dead=1)
 
@@ -55,6 +65,19 @@ def test_a_run_file_must_be_there_and_describe_a_study(tmp_path):
     run.write_run("digits", "quick", {"seed": 0}, {"data": "x"})
     assert run.read_run()["config"] == {"seed": 0}
     assert "torch" in run.read_run()["provenance"]["versions"]
+
+
+def test_versions_of_what_trains_and_reads_are_told_where_it_is_installed(monkeypatch):
+    assert {"python", "transformers", "datasets", "accelerate"} <= versions().keys()
+
+    def without(name):
+        if name == "peft":
+            raise PackageNotFoundError(name)
+        return "1.2"
+
+    monkeypatch.setattr(rundir, "version", without)
+    told = versions()
+    assert "peft" not in told and told["transformers"] == "1.2"
 
 
 def test_a_file_in_the_way_is_named(tmp_path):

@@ -17,6 +17,8 @@ from mergescope.errors import MergescopeError, StudyError
 from mergescope.models import net_config
 from mergescope.models.resnet import ResNet
 from mergescope.protocols.theorem import TheoremSettings
+from mergescope.protocols.theorem_result import TheoremCheck, TheoremPair
+from mergescope.readings import Summary
 from mergescope.reports import build_report
 from mergescope.studies.claims import Claim, claim_of, over_seeds
 from mergescope.studies.rundir import RESULTS, Row, read_rows, write_rows
@@ -267,6 +269,13 @@ def test_parts_to_fine_tune_on_are_checked(causes, tmp_path):
             root_causes.Plan(dataclasses.replace(causes, tuned=tuned), tmp_path)
 
 
+def test_other_test_data_are_measured_anew_with_the_same_models(causes, tmp_path):
+    fewer = dataclasses.replace(causes, images=dataclasses.replace(causes.images, test=4))
+    one, other = (root_causes.Plan(config, tmp_path) for config in (causes, fewer))
+    assert [it.key for it in one.trainings] == [it.key for it in other.trainings]
+    assert not {it.rows for it in one.places} & {it.rows for it in other.places}
+
+
 SHORT = {
     "epochs": (1, 1), "pretraining_epochs": (0, 1), "fine_tuning_epochs": (1, 2), "shares": (0.0, 1.0),
     "tuned_shares": (0.0, 1.0), "seeds": 2, "width": 2, "tuned": (1, 2),
@@ -396,6 +405,48 @@ def test_the_claim_about_the_bound_is_of_the_worst_pair(proved):
     assert math.isclose(
         claim.value, min(math.log10(bounds[name] / gaps[name]) for name in gaps), rel_tol=1e-9
     )
+
+
+def theorem_pair(place, gap, bound, eigenvalue, residual):
+    nan = math.nan
+    said = Summary(gap, nan, nan, nan, 9, 0)
+    return TheoremPair(str(place), said, (0.1, 0.1), eigenvalue, residual, True, 1.0, 0.1, bound)
+
+
+def claimed(*pairs, resamples=20):
+    """What is said of pairs of (gap, bound, eigenvalue, residual)."""
+    found = tuple(theorem_pair(place, *pair) for place, pair in enumerate(pairs))
+    return theorem.claims(TheoremCheck(found, {}, "digits", 9, ()), resamples=resamples, seed=0)
+
+
+def about_the_bound(*pairs):
+    return claimed(*pairs)[0]
+
+
+def test_one_pair_above_its_bound_is_enough():
+    kept = [(0.001 * place, 0.1, 1.0, 0.0) for place in range(1, 40)]
+    assert about_the_bound(*kept).verdict == "holds"
+    found = about_the_bound(*kept, (-0.2, 0.1, 1.0, 0.0))  # which many resamples lack
+    assert found.verdict == "does not hold" and found.value == pytest.approx(-math.log10(2))
+
+
+def test_the_bound_is_known_as_far_as_its_eigenvalue():
+    found = about_the_bound((0.1, 0.2, 4.0, 1.0), (0.1, 1.0, 4.0, 3.0))
+    assert (found.value, found.low, found.high) == pytest.approx(tuple(map(math.log10, (2.0, 1.5, 2.5))))
+    assert about_the_bound((0.1, 0.12, 4.0, 1.0)).verdict == "inconclusive"
+
+
+def test_gaps_and_bounds_of_zero_have_a_verdict():
+    assert about_the_bound((0.0, 0.1, 1.0, 0.0), (0.1, 0.2, 1.0, 0.0)).value == pytest.approx(math.log10(2))
+    assert about_the_bound((0.1, 0.2, 1.0, 0.0), (0.1, 0.0, 0.0, 0.0)).verdict == "does not hold"
+    assert about_the_bound((0.1, 0.2, 1.0, 0.0), (0.1, -0.2, -1.0, 0.0)).verdict == "does not hold"
+
+
+def test_a_pair_without_a_value_lets_nothing_hold():
+    others = [(0.1 * n, n, n, 0.0) for n in range(1, 9)]
+    for unknown in ((math.nan, 0.2, 1.0, 0.0), (0.1, math.nan, math.nan, 0.0)):
+        assert "holds" not in {claim.verdict for claim in claimed(unknown, *others, resamples=200)}
+    assert about_the_bound((math.nan, 0.2, 1.0, 0.0), (0.3, 0.2, 1.0, 0.0)).verdict == "does not hold"
 
 
 def test_the_page_of_the_theorem_shows_both_places(proved):

@@ -17,7 +17,8 @@ from mergescope.studies.papers.figures import PaperFigure
 RULE = (
     "What should be above 0 is the worst case, or a mean, as the claim says; where models were trained several times, "
     "the interval is Student’s t over repetitions, else it is of the samples, or over the cases of a mean. A claim "
-    "holds if the interval is above 0, does not hold if it is below, and is inconclusive otherwise."
+    "holds if the interval is above 0, does not hold if it is below, and is inconclusive otherwise. In “A against B”, "
+    "A is what should be larger: of a claim that something is smaller, the other side comes first."
 )
 
 

@@ -217,7 +217,8 @@ def _index(out: Path) -> str:
         "# Studies: what the papers say, and what came out here", "",
         "Made by `mergescope study publish`. Every verdict follows from an interval: a claim *holds* if the whole of "
         "it is above 0, *does not hold* if it is below, and is *inconclusive* otherwise. Here stand each study's first "
-        "claim, what the source found and what came out; how many claims there are in all; and the command.", "",
+        "claim, what the source found and what came out (in *A against B*, A is what should be larger, whichever the "
+        "claim names first); how many claims there are in all; and the command.", "",
         "| study | source | first claim | there | here | verdict | hold | do not | inconclusive | command |",
         f"|{'---|' * 10}",
     ]  # fmt: skip

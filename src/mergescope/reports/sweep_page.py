@@ -226,8 +226,8 @@ def _theorem(rows: Sequence[Row], provenance: Mapping[str, Any]) -> Page:
         "Is the gap of the loss explained by curvature times squared distance?",
         f"{rows[0].network}: {len(pairs)} pairs of {len(bases)} pretrained checkpoints, fine-tuned on the same data "
         "with different settings.",
-        "Intervals are of a bootstrap over pairs; pairs share models, so they are too narrow. A claim holds if its "
-        "interval is above 0.",
+        "The bound’s interval is of the worst pair, and as wide as λ is known to its residual. The others are of a "
+        "bootstrap over pairs; pairs share models, so they are too narrow. A claim holds if its interval is above 0.",
         [
             ("Data", [str(provenance["data"]["source"])]),
             *((f"λ at {place}", list(said)) for place, said in provenance["conventions"].items()),

@@ -78,6 +78,25 @@ def claim_of(row: Row) -> Claim:
     return Claim(row.points, row.mean, row.low, row.high, row.n, row.data, row.layer)
 
 
+def half_width(error: float, freedom: float) -> float:
+    """Half of Student's t interval of 95 %.
+
+    Args:
+        error: standard error of a mean, or of a difference of two.
+        freedom: its degrees of freedom, which need not be whole.
+
+    Returns:
+        The half width; infinite without a degree of freedom, since then no spread is known.
+
+    Example:
+        >>> round(half_width(1.0, 2), 4), half_width(1.0, 0)
+        (4.3027, inf)
+    """
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom) * error) if freedom > 0 else float("inf")
+
+
 def over_seeds(says: str, values: Sequence[float], *, source: str = "", reference: str = "") -> Claim:
     """A claim about a mean over independent repetitions: Student's t interval.
 
@@ -94,14 +113,12 @@ def over_seeds(says: str, values: Sequence[float], *, source: str = "", referenc
         >>> over_seeds("it grows", [0.9, 1.0, 1.1]).verdict, over_seeds("it grows", [1.0]).verdict
         ('holds', 'inconclusive')
     """
-    from scipy.stats import t
-
     found = np.asarray(values, dtype=float)
     found = found[np.isfinite(found)]
     if len(found) < 2:
         value = float(found.mean()) if len(found) else float("nan")
         return Claim(says, value, float("-inf"), float("inf"), len(found), source, reference)
-    half = float(t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / len(found) ** 0.5)
+    half = half_width(float(found.std(ddof=1)) / len(found) ** 0.5, len(found) - 1)
     mean = float(found.mean())
     return Claim(says, mean, mean - half, mean + half, len(found), source, reference)
 

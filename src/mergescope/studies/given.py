@@ -15,6 +15,7 @@ from mergescope.models.layers import OUTPUT, find_layers
 from mergescope.models.with_head import WithHead
 from mergescope.protocols.linear_model import require_executor
 from mergescope.protocols.measure import HeldOut, Measurement, Settings, decided, measure, passes
+from mergescope.protocols.subset import Shares
 from mergescope.studies.networks import DTYPES, Networks, build, networks_for
 from mergescope.tracing.affine import Mixtures
 
@@ -236,7 +237,7 @@ def prepare(options: Options, *, calibrate: bool = False) -> Given:
 
     Args:
         options: what the user said.
-        calibrate: re-estimate BatchNorm statistics of combined models on the first data set.
+        calibrate: re-estimate BatchNorm statistics of combined models on a share of all data sets.
 
     Returns:
         What is measured.
@@ -268,7 +269,7 @@ def prepare(options: Options, *, calibrate: bool = False) -> Given:
         )
     batches = {name: _batches(name, spec, found, opened, options.data) for name, (spec, _) in names.items()}
     if calibrate:
-        settings = replace(settings, calibration=next(iter(batches.values())))
+        settings = replace(settings, calibration=Shares(batches.values()))
     held = [
         HeldOut(
             name,
@@ -449,7 +450,10 @@ def _batches(name: str, spec: str, found: Networks, models: Sequence[Any], data:
             "answers": data.answers,
         }
         table, own = held_out_rows(task, kind, **how)
-        columns = own | {key: value for key, value in columns.items() if value is not None}
+        asked = {key: value for key, value in columns.items() if value is not None}
+        if asked.keys() & {"text_column", "template"}:  # in place of what the task was learned with
+            own = {**own, "text_column": None, "template": None}
+        columns = own | asked
     else:
         table = load_table(
             spec, split=data.split, config=data.config, limit=data.limit, seed=data.seed,

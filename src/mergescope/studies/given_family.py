@@ -23,7 +23,7 @@ def prepare_family(text: str, regime: str | None, options: Options, *, calibrate
         regime: label of a regime of a family directory.
         options: what else the user said. Data that it names are measured on in place of the tasks'; of a
             published family, they are where the tasks' data are.
-        calibrate: re-estimate BatchNorm statistics of combined models on the first data set.
+        calibrate: re-estimate BatchNorm statistics of combined models on a share of all data sets.
 
     Returns:
         What is measured.

@@ -10,9 +10,9 @@ import platform
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from mergescope.weights.files import TEMPORARY, atomic_file
 RESULTS = "results.parquet"
 SAMPLES = "samples.parquet"
 DISTRIBUTIONS = "distributions.parquet"
+
+PACKAGES = ("mergescope", "torch", "numpy", "safetensors", "transformers", "peft", "datasets", "accelerate")
+"""Whose versions a run tells."""
 
 
 @dataclass(frozen=True)
@@ -349,7 +352,10 @@ def versions() -> dict[str, str]:
     """Versions that results depend on.
 
     Returns:
-        Package (and python) to version.
+        Package of [`PACKAGES`][] (and python) to version; those that are not installed are left out.
     """
-    names = ("mergescope", "torch", "numpy", "safetensors")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

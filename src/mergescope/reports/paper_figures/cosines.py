@@ -14,7 +14,7 @@ from mergescope.reports.heat import around_middle, number_cells
 from mergescope.reports.paper_figures.ran import Ran, by_regime, repetitions
 from mergescope.reports.protocol_view import AGAIN, Drawing
 from mergescope.reports.style import FAINT, MUTED, WIDTH, new_figure, settle, shorten, styled
-from mergescope.studies.papers.runner import GEOMETRY
+from mergescope.studies.papers.runner import GEOMETRY, unmoved
 from mergescope.studies.rundir import read_table
 
 COLUMNS = 4
@@ -114,8 +114,7 @@ def _matrix(folder: Path) -> tuple[list[str], np.ndarray]:
     if not table:
         raise StudyError(f"{folder / GEOMETRY} has no cosines: they take two models or more. {AGAIN}")
     names = list(dict.fromkeys(name for line in table for name in (line["model"], line["other"])))
-    # The table has 0 for a task vector without direction, that of a model that equals the base.
-    still = {line["model"] for line in whole if line["measure"] == "unchanged" and line["value"] == 1}
+    still = unmoved(whole)
     values = np.full((len(names), len(names)), math.nan)
     for line in table:
         if still.isdisjoint((line["model"], line["other"])):

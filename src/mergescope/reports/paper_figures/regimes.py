@@ -111,7 +111,8 @@ def regimes_figure(ran: Sequence[Ran], reference: Mapping[str, Quoted]) -> Drawi
     caption += f"{f', means over {seeds} repetitions' if seeds > 1 else ''}. Highest normalised accuracy: "
     caption += f"{best['regime']}, {best['mean']:.1f} %. "
     if any(line["paper"] is not None for line in lines):
-        caption += "Diamonds: the paper’s own figures, of larger models and other tasks; compare the order of the bars."
+        caption += "Diamonds: the paper’s own figures, of its models and tasks. "
+        caption += "Where those here are others, compare the order of the bars."
     return Drawing(figure, "accuracy by regime", caption.strip(), lines)
 
 

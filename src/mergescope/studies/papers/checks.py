@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mergescope.errors import StudyError
-from mergescope.studies.claims import Claim, over_seeds
+from mergescope.studies.claims import Claim, half_width, over_seeds
 from mergescope.studies.papers.spec import Check, PaperStudy
 from mergescope.studies.rundir import Row
 
@@ -79,9 +79,10 @@ def _claim(check: Check, study: PaperStudy, results: Sequence[Result]) -> Claim:
 
 
 def _here(check: Check, found: Sequence[_Value]) -> str:
-    worst = min(found, key=lambda one: one.value)
+    known = [one for one in found if not math.isnan(one.value)] or found
+    worst = min(known, key=lambda one: one.value)
     every = check.kind == "every"
-    sides = worst.sides if every else np.mean([one.sides for one in found], axis=0)
+    sides = worst.sides if every else np.mean([one.sides for one in known], axis=0)
     texts = [_short(float(side)) for side in sides]
     if check.times != 1:
         texts[1] = f"{check.times:g} x {_short(float(sides[1] / check.times))}"
@@ -116,16 +117,14 @@ def _value(check: Check, results: Sequence[Result]) -> _Value | None:
         ]  # fmt: skip
     found = [one for one in found if math.isfinite(one[1][0])]
     if not found:  # such as the correlation of accuracies that are all the same
-        return _Value(math.nan, -math.inf, math.inf, 0, (math.nan,))
+        return _Value(math.nan, -math.inf, math.inf, 0, (math.nan,) * (1 if check.than is None else 2))
     if check.kind == "mean":
         values = np.array([ends[0] for _, ends, _ in found])
         sides = (float(np.mean([row.mean for row, _, _ in found])),)
         if len(values) == 1:
             return _Value(*found[0][1], 1, sides)
-        half = 1.96 * values.std(ddof=1) / math.sqrt(len(values))
-        return _Value(
-            float(values.mean()), float(values.mean() - half), float(values.mean() + half), len(values), sides
-        )
+        value, half = float(values.mean()), _students(values)
+        return _Value(value, value - half, value + half, len(values), sides)
     row, (worst, *_), compared = min(found, key=lambda one: one[1][0])
     # The worst case is below every upper end, and may be as low as the lowest lower one.
     low, high = (min(ends[place] for _, ends, _ in found) for place in (1, 2))
@@ -212,16 +211,46 @@ def _against(row: Row, check: Check) -> tuple[float, float, float]:
 
 
 def _means(rows: Sequence[Row], others: Sequence[Row], times: float) -> _Value:
+    pairs = _same_cases(rows, others)
+    if pairs is not None:
+        rows, others = [row for row, _ in pairs], [other for _, other in pairs]
+    rows, others = ([row for row in side if not math.isnan(row.mean)] for side in (rows, others))
+    if not rows or not others:
+        return _Value(math.nan, -math.inf, math.inf, 0, (math.nan, math.nan))
     first, second = np.array([row.mean for row in rows]), times * np.array([row.mean for row in others])
-    sides = float(np.nanmean(first)), float(np.nanmean(second))
-    value = sides[0] - sides[1]
+    sides = float(first.mean()), float(second.mean())
     if len(rows) == len(others) == 1:
         return _Value(*_difference(rows[0], others[0], times), 1, sides)
-    places = [_place(row) for row in rows]
-    if len(set(places)) == len(places) and places == [_place(row) for row in others]:
-        apart = first - second
-        half = 1.96 * float(apart.std(ddof=1)) / math.sqrt(len(apart))
-        return _Value(value, value - half, value + half, len(apart), sides)
-    spread = [side.std(ddof=1) ** 2 / len(side) if len(side) > 1 else 0.0 for side in (first, second)]
-    half = 1.96 * math.sqrt(sum(spread))
+    value = sides[0] - sides[1]
+    half = _welch(first, second) if pairs is None else _students(first - second)
     return _Value(value, value - half, value + half, min(len(rows), len(others)), sides)
+
+
+def _same_cases(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]] | None:
+    # Both sides case by case, without the cases that one of them has no value of; None if their cases differ.
+    places = [_place(row) for row in rows]
+    if len(set(places)) < len(places) or places != [_place(row) for row in others]:
+        return None
+    return [
+        (row, other)
+        for row, other in zip(rows, others, strict=True)
+        if not (math.isnan(row.mean) or math.isnan(other.mean))
+    ]
+
+
+def _students(values: np.ndarray) -> float:
+    # Half the interval of a mean.
+    return half_width(float(values.std(ddof=1)) / math.sqrt(len(values)), len(values) - 1)
+
+
+def _welch(first: np.ndarray, second: np.ndarray) -> float:
+    # Half the interval of a difference of means of other cases; a single case tells no spread.
+    counts = len(first), len(second)
+    if min(counts) < 2:
+        return math.inf
+    parts = [float(side.var(ddof=1)) / len(side) for side in (first, second)]
+    whole = sum(parts)
+    if not whole:
+        return 0.0
+    freedom = 1 / sum((part / whole) ** 2 / (count - 1) for part, count in zip(parts, counts, strict=True))
+    return half_width(math.sqrt(whole), freedom)

@@ -12,6 +12,7 @@ import numpy as np
 
 from mergescope.data.digits import EMBEDDED
 from mergescope.errors import DataError
+from mergescope.studies.rundir import digest_of
 
 SIDE = 32
 """Pixels of an image's side; smaller images are padded with black."""
@@ -24,6 +25,9 @@ GLYPHS = ("greek-upper", "greek-lower", "cyrillic-lower", "hebrew", "georgian", 
 
 PRETRAINING = ("latin-upper", "latin-lower", "cyrillic-upper")
 """Glyph sets that the ViT is pretrained on. No typeface of the test parts is in them."""
+
+MIXED = ("cifar10", *(f"glyphs/{name}" for name in PRETRAINING))
+"""Data sets that the ViT is pretrained on besides digits, where they are at hand."""
 
 Parts = dict[str, tuple[np.ndarray, np.ndarray]]
 """Split to images ``(rows, height, width[, 3])``, uint8, and labels."""
@@ -91,6 +95,31 @@ class Sources:
     def has_fashion(self) -> bool:
         """Whether Fashion-MNIST is here."""
         return (self.fashion / "train-images-idx3-ubyte.gz").is_file()
+
+
+def files_in(folder: Path) -> list[tuple[str, int, int]]:
+    """What is in a directory that somebody may put other files in, without reading them.
+
+    Args:
+        folder: the directory.
+
+    Returns:
+        Path, size and time of change of every file.
+    """
+    files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [(str(path.relative_to(folder)), found.st_size, found.st_mtime_ns) for path, found in files]
+
+
+def files_key(*folders: Path | None) -> str:
+    """A short key for what is in directories: what is made of other files has another name.
+
+    Args:
+        folders: None for one that is not there.
+
+    Returns:
+        Twelve hexadecimal digits; others for files of another path, size or time of change.
+    """
+    return digest_of([None if folder is None else files_in(folder) for folder in folders])
 
 
 def write_task(

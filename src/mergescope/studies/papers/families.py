@@ -135,7 +135,7 @@ def efficientnet(shop: Workshop) -> Making:
     if not shop.small:
         folders["small-digits"] = data_sets.small_digits(shop.work / "small-digits")
         if shop.sources.has_fashion:
-            folders["fashion"] = data_sets.fashion(shop.sources.fashion, shop.work / "fashion")
+            folders["fashion"] = _fashion(shop)
     tasks = {name: {"data": str(folder), "classes": list(range(10))} for name, folder in folders.items()}
     length = {"steps": 2} if shop.small else {"epochs": 2}
     config = {"base": str(base), "tasks": tasks, "regimes": ["full"], "preset": "mc-sgd", "limit": 1000,
@@ -159,10 +159,11 @@ def images(shop: Workshop) -> Making:
     """
     sources = shop.sources
     start = data_sets.empty_vit(shop.work / "vit-start")
+    key = data_sets.files_key(*map(sources.folder, data_sets.MIXED))
     mixed = (
-        data_sets.mixture(sources, shop.work / "mixture-few", FEW, FEW)
+        data_sets.mixture(sources, shop.work / f"mixture-few-{key}", FEW, FEW)
         if shop.small
-        else data_sets.mixture(sources, shop.work / "mixture")
+        else data_sets.mixture(sources, shop.work / f"mixture-{key}")
     )
     recipe = {
         "optimizer": "adamw", "lr": 1e-3, "epochs": 8, "batch": 64, "weight_decay": 0.05, "warmup": 0.05,
@@ -175,7 +176,7 @@ def images(shop: Workshop) -> Making:
         if (folder := sources.folder(f"glyphs/{name}")) is not None
     }
     if sources.has_fashion:
-        tasks["fashion"] = str(data_sets.fashion(sources.fashion, shop.work / "fashion"))
+        tasks["fashion"] = str(_fashion(shop))
     tasks["digits"] = str(data_sets.small_digits(shop.work / "small-digits"))
     for angle in (90, 180, 45):
         if len(tasks) < 4:
@@ -189,6 +190,11 @@ def images(shop: Workshop) -> Making:
         "recipe": {**length, "batch": 64, "warmup": 0.1}, "limit": 800, "seed": shop.seed,
     }  # fmt: skip
     return (yield from shop.finetune(f"images{shop.seed}", config))
+
+
+def _fashion(shop: Workshop) -> Path:
+    source = shop.sources.fashion
+    return data_sets.fashion(source, shop.work / f"fashion-{data_sets.files_key(source)}")
 
 
 def _package(module: str, install: str) -> Path:

@@ -68,11 +68,13 @@ def rotated_mnist(shop: Workshop) -> Making:
     Returns:
         The making of the family.
     """
-    source = shop.sources.folder("mnist") or TASKS["mnist"].source
+    copy = shop.sources.folder("mnist")
+    name = f"mnist-{'hub' if copy is None else data_sets.files_key(copy)}"
+    source = copy or TASKS["mnist"].source
     return rotated(
         shop,
         "mnist",
-        lambda angle: data_sets.turned_digits(shop.work / f"mnist-{angle:g}", angle, source=source),
+        lambda angle: data_sets.turned_digits(shop.work / f"{name}-{angle:g}", angle, source=source),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import shlex
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from mergescope.errors import MergescopeError, StudyError, did_you_mean
 from mergescope.studies.claims import said
 from mergescope.studies.families import is_family, read_family, training_seconds
 from mergescope.studies.papers.checks import Result, claims_of
-from mergescope.studies.papers.data_sets import FASHION, Sources
+from mergescope.studies.papers.data_sets import FASHION, Sources, files_in
 from mergescope.studies.papers.families import FAMILIES, family_named, local_data, tasks_of
 from mergescope.studies.papers.spec import PaperStudy, Step, named_studies
 from mergescope.studies.papers.workshop import Workshop
@@ -381,19 +382,13 @@ def _place(job: Job, family: str, where: Where) -> tuple[list[str], Path]:
     data = local_data(family, where.sources)
     words = job.words(family, own, data, theirs or where.device)
     copies = [Path(text.partition("=")[2]) for text in (family, *data) if not own and "=" in text]
-    digests: Any = [family, [_files_in(folder) for folder in copies]] if copies else family
+    digests: Any = [family, [files_in(folder) for folder in copies]] if copies else family
     if own:
         described = read_family(Path(family))
         digests = [described.base.digest, [member.digest for member in described.choose(job.regime)]]
     plain = [word for word in words if word != family]
     key = digest_of(__version__, plain, digests)
     return words, where.work / "steps" / f"{job.step.command}-{job.regime}-{key}"
-
-
-def _files_in(folder: Path) -> list[tuple[str, int, int]]:
-    # Models and data that somebody may put others in place of.
-    files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
-    return [(str(path.relative_to(folder)), found.st_size, found.st_mtime_ns) for path, found in files]
 
 
 def _run_step(item: _Item) -> None:
@@ -413,12 +408,33 @@ def _try_step(item: _Item) -> None:
 def _done(folder: Path) -> bool:
     if folder.name.startswith("equations-") and not (folder / DISTRIBUTIONS).is_file():
         return False  # an earlier version's; figures need them
-    return (folder / RESULTS).is_file() or (folder / GEOMETRY).is_file()
+    if (folder / GEOMETRY).is_file():
+        return True
+    # A command writes what it is about after its results, and may have been killed in between.
+    return (folder / RESULTS).is_file() and (folder / "run.yaml").is_file()
+
+
+def unmoved(table: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Models that equal the base: their task vectors have no direction, and 0 in the table is no cosine.
+
+    Args:
+        table: lines of [`GEOMETRY`][].
+
+    Returns:
+        Their names.
+    """
+    return {
+        line["model"]
+        for line in table
+        if line["scope"] == "model" and line["measure"] == "unchanged" and line["value"] == 1
+    }
 
 
 def _rows(job: Job, folder: Path) -> list[Row]:
     if (folder / RESULTS).is_file():
         return read_rows(folder / RESULTS)
+    table = read_table(folder / GEOMETRY)
+    still = unmoved(table)
     return [
         Row(
             "",
@@ -427,9 +443,9 @@ def _rows(job: Job, folder: Path) -> list[Row]:
             f"{line['model']} + {line['other']}",
             "",
             line["measure"],
-            line["value"],
+            line["value"] if still.isdisjoint((line["model"], line["other"])) else math.nan,
         )
-        for line in read_table(folder / GEOMETRY)
+        for line in table
         if line["scope"] == "model" and line["other"]
     ]
 

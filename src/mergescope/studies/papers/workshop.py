@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from mergescope.errors import MergescopeError
+from mergescope.errors import MergescopeError, MismatchError, StudyError
 from mergescope.models.loading import usable_device
+from mergescope.studies.families import is_family, read_family
 from mergescope.studies.family_file import read_family_config
 from mergescope.studies.family_run import FamilyPlan, plan_family, train_together
 from mergescope.studies.papers import data_sets
@@ -21,6 +22,9 @@ QUICK, CPU, PAPER = "quick", "cpu", "paper"
 
 FEW = 300
 """Digits of a split, where everything is to be as small as it can be."""
+
+ELSEWHERE = "If other data were at hand when it was made: give the study that --data-root, or another --work."
+"""What to do about a family that was made otherwise."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,12 @@ class Workshop:
 
         Returns:
             The directory.
-        """
+
+        Raises:
+            StudyError: it holds a family of other tasks.
+        """  # noqa: DOC502 (raised by what this calls)
         out = self.folder(name)
+        _require_tasks(out, config["tasks"])
         yield out, config if self.train_steps is None else with_steps(config, self.train_steps)
         return out
 
@@ -192,9 +200,23 @@ class _Asked:
         return self.out.name
 
 
+def _require_tasks(out: Path, tasks: Collection[str]) -> None:
+    # Families grow by regimes. Tasks of other data at hand would be measured together with its own.
+    if not is_family(out):
+        return
+    there = read_family(out).tasks
+    if set(there) != set(tasks):
+        raise StudyError(
+            f"{out} holds a family of the tasks {', '.join(there)}, and with the data at hand now it would be one of "
+            f"{', '.join(tasks)}. Nothing was overwritten. {ELSEWHERE}"
+        )
+
+
 def _planned(asked: _Asked) -> FamilyPlan | MergescopeError:
     try:
         return plan_family(read_family_config(asked.config), asked.out)
+    except (StudyError, MismatchError) as error:
+        return StudyError(f"{error}\n{ELSEWHERE}") if is_family(asked.out) else error
     except MergescopeError as error:
         return error
 

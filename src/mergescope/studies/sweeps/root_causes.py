@@ -250,9 +250,10 @@ class Plan:
             for a, b in combinations(c.tuned, 2)
         )
         keys = [(one.training.key, other.training.key) for one, other in pairs]
-        key = digest_of(
-            __version__, "root-cause", sweep, value, epochs, keys, base.training.key, base.epochs, c.batch
-        )
+        start = base.training.key, base.epochs
+        mixtures = dict.fromkeys(it.training.data for pair in pairs for it in pair)
+        tests = [mixture.split("test").fingerprint for mixture in mixtures]
+        key = digest_of(__version__, "root-cause", sweep, value, epochs, keys, start, c.batch, tests)
         name = f"{sweep.replace(' ', '-')}-{value:g}-seed{seed}"
         rows = measures_path(self.run, name, key)
         rows = rows.with_name(f"{rows.name}.rows.parquet")  # names have dots: 0.5
