@@ -18,8 +18,8 @@ test-matrix:
 		[ -z "$$failed" ] || { echo "Failed:$$failed"; exit 1; }
 
 lint: $(READY)
-	$(VENV)/bin/ruff check src tests
-	$(VENV)/bin/ruff format --check src tests
+	$(VENV)/bin/ruff check src tests benchmarks
+	$(VENV)/bin/ruff format --check src tests benchmarks
 	$(VENV)/bin/mypy
 
 # The site in build/site; needs no network.

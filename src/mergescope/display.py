@@ -175,7 +175,7 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         import pandas as pd
     except ImportError as error:
         raise MergescopeError(
-            "A table in pandas needs pandas, which is not installed: pip install 'mergescope[pandas]'. Without it, "
+            "A table in pandas needs pandas, which is not installed: pip install pandas. Without it, "
             "rows() gives the same lines as dictionaries."
         ) from error
     lines = list(rows)

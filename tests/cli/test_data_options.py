@@ -1,17 +1,32 @@
-"""``measure`` and ``evaluate``: which columns, configuration and tokenizer the data are read with."""
+"""Which columns, configuration and tokenizer data are read with, by all commands that run models on data."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
+import typer
 from datasets import Dataset, Features, Image, Value
 from entered import entered
 from given_models import WORDS, family, labels, make, save, save_rows, save_tokenizer, texts
 from PIL import Image as Pillow
 from tunable_bases import preprocessor
 
+from mergescope.cli import app
+
 COMMANDS = ("measure", "evaluate")
+
+OTHERS = {
+    "equations": ("--tests", "ctl"),
+    "search": ("--grid", 0, 1, "--no-extend"),
+    "soup": (),
+    "disentangle": ("--points", 2),
+    "stitch": ("--lambdas", 0.4),
+    "predict": (),
+    "theorems": ("--layers", "output"),
+    "curvature": ("--at", "base", "--max-steps", 2),
+}
+"""The same options are theirs; and what makes them cheap."""
 
 
 def figures(command, models, data, *more):
@@ -56,6 +71,43 @@ def unusual(tmp_path_factory):
 def test_columns_of_texts_and_labels(classifiers, usual, unusual, command):
     named = ("--text-column", "words", "--label-column", "kind")
     assert figures(command, classifiers, unusual, *named) == figures(command, classifiers, usual)
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_columns_of_texts_and_labels_of_every_task(classifiers, tmp_path, command):
+    words = [command, *OTHERS[command], "--base", classifiers["base"], "--json"]
+    words += ["--models", f"a={classifiers['a']}", f"b={classifiers['b']}"]
+    found = []
+    for name, options in (("usual", ()), ("unusual", ("--text-column", "words", "--label-column", "kind"))):
+        for split, seed in (("validation", 1), ("test", 0)):
+            columns = {"label": labels(10, 2)}
+            if options:
+                columns = {"words": texts(seed=seed), "kind": labels(10, 2), "label": [0, 1] * 5}
+            save_rows(
+                tmp_path / name / f"{split}.csv", ["w0"] * 10 if options else texts(seed=seed), **columns
+            )
+        done = entered(*words, "--data", f"a={tmp_path / name}", f"b={tmp_path / name}", *options)
+        assert done.returncode == 0, done.stderr
+        found.append(without_costs(json.loads(done.stdout)))
+    assert found[0] == found[1]
+
+
+def without_costs(found):
+    """What a command says, without what it took."""
+    if isinstance(found, dict):
+        return {
+            name: without_costs(value) for name, value in found.items() if name not in ("cost", "seconds")
+        }
+    return [without_costs(each) for each in found] if isinstance(found, list) else found
+
+
+def test_every_command_with_data_takes_them():
+    commands = typer.main.get_command(app).commands
+    taking = {name for name in commands if any("--batch-size" in it.opts for it in commands[name].params)}
+    assert taking == {*COMMANDS, *OTHERS, "mergeability"}
+    for name in taking - {"mergeability"}:  # of families, which have their own columns
+        options = {option for it in commands[name].params for option in it.opts}
+        assert {"--text-column", "--label-column", "--image-column", "--template", "--tokenizer"} <= options
 
 
 def test_a_text_is_made_of_columns(classifiers, usual, unusual):

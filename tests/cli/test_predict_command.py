@@ -101,7 +101,19 @@ def test_json_and_plan_agree_with_what_is_done(usual, more):
 
 
 def test_options_reach_the_prediction(usual):
-    more = ["--pairs", "right:left", "--alphas", 0.2, 0.7, "--lams", 0.3, "--layers", "layer.1", "--limit", 4]
+    more = [
+        "--pairs",
+        "right:left",
+        "--alphas",
+        0.2,
+        0.7,
+        "--lambdas",
+        0.3,
+        "--layers",
+        "layer.1",
+        "--limit",
+        4,
+    ]
     found = json.loads(run(*usual, *more, "--json").stdout)
     assert [(test["kind"], test["models"], test["coefficient"]) for test in found["tests"]] == [
         ("ctl", "right + left", 0.2), ("ctl", "right + left", 0.7), ("eq2", "right + left", 0.3),

@@ -33,6 +33,7 @@ from mergescope.cli import (
     theorems,
 )
 from mergescope.cli.commands import INTERRUPTED, command, last_interruption
+from mergescope.cli.data_options import takes_rows
 from mergescope.cli.engine_options import takes_engine
 from mergescope.errors import MergescopeError, printable
 from mergescope.progress import is_first_process, quiet_packages
@@ -48,17 +49,17 @@ command(app, "demo")(demo.demo)
 command(app, "check")(check.check)
 command(app, "geometry")(geometry.geometry)
 command(app, "finetune", *finetune.VARIADIC)(takes_engine(finetune.finetune))
-command(app, "measure", *measure.VARIADIC)(takes_engine(measure.measure))
-command(app, "equations", *equations.VARIADIC)(takes_engine(equations.equations))
-command(app, "evaluate", *evaluate.VARIADIC)(takes_engine(evaluate.evaluate))
-command(app, "search", *search.VARIADIC)(takes_engine(search.search))
-command(app, "soup", *soup.VARIADIC)(takes_engine(soup.soup))
-command(app, "disentangle", *disentangle.VARIADIC)(takes_engine(disentangle.disentangle))
-command(app, "stitch", *stitch.VARIADIC)(takes_engine(stitch.stitch))
-command(app, "predict", *predict.VARIADIC)(takes_engine(predict.predict))
+command(app, "measure", *measure.VARIADIC)(takes_engine(takes_rows(measure.measure)))
+command(app, "equations", *equations.VARIADIC)(takes_engine(takes_rows(equations.equations)))
+command(app, "evaluate", *evaluate.VARIADIC)(takes_engine(takes_rows(evaluate.evaluate)))
+command(app, "search", *search.VARIADIC)(takes_engine(takes_rows(search.search)))
+command(app, "soup", *soup.VARIADIC)(takes_engine(takes_rows(soup.soup)))
+command(app, "disentangle", *disentangle.VARIADIC)(takes_engine(takes_rows(disentangle.disentangle)))
+command(app, "stitch", *stitch.VARIADIC)(takes_engine(takes_rows(stitch.stitch)))
+command(app, "predict", *predict.VARIADIC)(takes_engine(takes_rows(predict.predict)))
 command(app, "mergeability", *mergeability.VARIADIC)(mergeability.mergeability)
-command(app, "curvature", *curvature.VARIADIC)(curvature.curvature)
-command(app, "theorems", *theorems.VARIADIC)(theorems.theorems)
+command(app, "curvature", *curvature.VARIADIC)(takes_rows(curvature.curvature))
+command(app, "theorems", *theorems.VARIADIC)(takes_rows(theorems.theorems))
 command(app, "layers")(layers.layers)
 command(app, "merge", "--parameter")(merge.merge)
 command(app, "report")(report.report)

@@ -53,7 +53,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "device": ("cpu", "cuda"),
     "distance": ("predictions", "kl"),
     "dtype": ("float32", "bfloat16", "float16"),
-    "end": ("largest", "smallest", "magnitude"),
+    "end": ("largest", "magnitude"),
     "engine": ("local", "ray"),
     "executor": ("auto", "resident", "affine", "batched", "streamed"),
     "features": ("auto", "all", "mean", "last", "cls", "each"),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mergescope.cli.data_options import Rows
 from mergescope.cli.disentangle import parse_pairs
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
 from mergescope.cli.printing import JSON, print_found, print_plan
@@ -15,6 +16,7 @@ VARIADIC = ("--models", "--data", "--pairs")
 
 
 def curvature(
+    rows: Rows,
     models: Annotated[list[str] | None, typer.Option(help="[NAME=]path, hub id or base+adapter; several.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="[NAME=]hub id or path; several. NAME: whose task.")] = None,
     base: Annotated[str | None, typer.Option(help="The model that they were fine-tuned from.")] = None,
@@ -66,7 +68,7 @@ def curvature(
     )
     run = None if out is None or dry_run else open_run(out, STUDY)
     wanted = DataOptions(
-        tuple(data or ()), split, limit=limit, batch_size=batch_size, seed=seed, answers=True
+        tuple(data or ()), split, limit=limit, batch_size=batch_size, seed=seed, answers=True, **rows
     )
     own = Settings(executor="resident", linearized=linearized, device=device, seed=seed)
     opened = open_models(family, regime, base, models or (), wanted, own)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mergescope.cli.data_options import Rows
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
 from mergescope.cli.printing import JSON, print_found, print_plan
 
@@ -14,6 +15,7 @@ VARIADIC = ("--models", "--data", "--pairs", "--box")
 
 
 def disentangle(
+    rows: Rows,
     models: Annotated[list[str] | None, typer.Option(help="[NAME=]path, hub id or base+adapter; several.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="NAME=hub id or path, one a model.")] = None,
     base: Annotated[str | None, typer.Option(help="The model that they were fine-tuned from.")] = None,
@@ -81,7 +83,7 @@ def disentangle(
     )  # fmt: skip
     run = None if out is None or dry_run else open_run(out, STUDY)
     wanted = DataOptions(
-        tuple(data or ()), split, limit=limit, batch_size=batch_size, seed=seed, answers=True
+        tuple(data or ()), split, limit=limit, batch_size=batch_size, seed=seed, answers=True, **rows
     )
     own = Settings(linearized=linearized, device=device, seed=seed)
     opened = open_models(family, regime, base, models or (), wanted, own, dtype)

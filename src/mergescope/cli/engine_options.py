@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
+from mergescope.cli.option_blocks import Command, parameters, with_options
 from mergescope.errors import MergescopeError, did_you_mean
-
-Command = TypeVar("Command", bound=Callable[..., None])
 
 ENGINES = ("local", "ray")
 
@@ -50,20 +47,15 @@ def takes_engine(command: Command) -> Command:
         ...     print(f"hello {name}")
         >>> hello(engine="local", name="me")
         hello me
-        >>> list(inspect.signature(hello).parameters)
+        >>> list(parameters(hello))
         ['name', 'engine', 'address', 'workers', 'num_cpus', 'num_gpus']
     """
-    signature = inspect.signature(command, eval_str=True)
-    own = dict(signature.parameters)
-    added = {
-        name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
-        for name, (kind, default) in OPTIONS.items()
-        if name not in own
-    }
+    own = parameters(command)
+    added = {name: default for name, (_, default) in OPTIONS.items() if name not in own}
 
     @functools.wraps(command)
     def run(*args: Any, **given: Any) -> None:
-        said = {name: given.pop(name, OPTIONS[name][1]) for name in added}
+        said = {name: given.pop(name, default) for name, default in added.items()}
         if "workers" in own and said["engine"] == "ray":
             said["workers"], given["workers"] = given.pop("workers", None), None
         _require(given.get("device"), shared="workers" not in own, **said)
@@ -73,9 +65,7 @@ def takes_engine(command: Command) -> Command:
             command(*args, **given)
 
     every: Any = run
-    every.__signature__ = signature.replace(parameters=[*own.values(), *added.values()])
-    every.__annotations__ = {name: it.annotation for name, it in {**own, **added}.items()}
-    return every
+    return with_options(every, own, OPTIONS)
 
 
 def _require(

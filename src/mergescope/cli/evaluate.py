@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mergescope.cli.data_options import Rows
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
 from mergescope.cli.printing import JSON, print_found, print_plan
 
@@ -14,6 +15,7 @@ VARIADIC = ("--models", "--data", "--points")
 
 
 def evaluate(
+    rows: Rows,
     models: Annotated[list[str] | None, typer.Option(help="[NAME=]path, hub id or base+adapter; several.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="[NAME=]hub id or path; several. NAME: whose task.")] = None,
     base: Annotated[str | None, typer.Option(help="The model that they were fine-tuned from.")] = None,
@@ -25,12 +27,8 @@ def evaluate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Open everything, print the plan and stop.")] = False,
     linearized: Annotated[bool | None, typer.Option(help="In the linearised network (auto: if trained so).")] = None,
     split: Annotated[str | None, typer.Option(help="Split of the data (default: test, else validation).")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of texts, or two with a comma.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of images.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of labels.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="Samples of each data set; 0 for all.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at once.")] = 32,
-    tokenizer: Annotated[Path | None, typer.Option(help="Directory of the tokenizer or image processor.")] = None,
     executor: Annotated[str, typer.Option(help="auto, resident, batched, or streamed (larger than memory).")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
@@ -59,9 +57,8 @@ def evaluate(
     run = None if out is None or dry_run else open_run(out, EVALUATE)
     settings = ArithmeticSettings(linearized=linearized, executor=executor, device=device, seed=seed)
     wanted = DataOptions(
-        tuple(data or ()), split, text_column=text_column, image_column=image_column, label_column=label_column,
-        limit=limit or None, batch_size=batch_size, processor=tokenizer, seed=seed, answers=True,
-    )  # fmt: skip
+        tuple(data or ()), split, limit=limit or None, batch_size=batch_size, seed=seed, answers=True, **rows
+    )
     own = Settings(linearized=linearized, executor=executor, device=device, seed=seed)
     opened = open_models(family, regime, base, models or (), wanted, own, dtype)
     extra = open_points(tuple(points or ()), opened.given)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mergescope.cli.data_options import Rows
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
 from mergescope.cli.printing import JSON, print_json
 
@@ -14,6 +15,7 @@ VARIADIC = ("--models", "--data", "--layers", "--alphas")
 
 
 def measure(
+    rows: Rows,
     models: Annotated[list[str] | None, typer.Option(help="[NAME=]path, hub id or base+adapter; several.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="[NAME=]hub id or path; several. NAME: whose task.")] = None,
     base: Annotated[str | None, typer.Option(help="The model that they were fine-tuned from.")] = None,
@@ -29,17 +31,9 @@ def measure(
     local: Annotated[bool, typer.Option(help="Also feed every layer the base's input.")] = True,
     linearized: Annotated[bool | None, typer.Option(help="In the linearised network (auto: if trained so).")] = None,
     split: Annotated[str | None, typer.Option(help="Split of the data (default: test, else validation).")] = None,
-    data_config: Annotated[str | None, typer.Option(help="Configuration of a hub data set.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of texts, or two with a comma.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of images.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of labels.")] = None,
-    template: Annotated[str | None, typer.Option(help='Text from columns: "premise: {premise} ..."')] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt-column", help="Prompt, not counted.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="Samples of each data set; 0 for all.")] = 512,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at once.")] = 32,
-    max_length: Annotated[int | None, typer.Option(min=1, help="Cut texts at so many tokens.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Directory of the tokenizer or image processor.")] = None,
-    calibrate: Annotated[bool, typer.Option("--calibrate", help="Re-estimate BatchNorm statistics.")] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Re-estimate BatchNorm on a share of data.")] = False,
     executor: Annotated[str, typer.Option(help="auto, resident, batched, or streamed (larger than memory).")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; the error is told.")] = "float32",
@@ -73,9 +67,8 @@ def measure(
         linearized=linearized,
     )  # fmt: skip
     wanted = DataOptions(
-        tuple(data or ()), split, data_config, text_column, image_column, label_column, template, prompt, limit or None,
-        batch_size, max_length, tokenizer, seed,
-    )  # fmt: skip
+        tuple(data or ()), split, limit=limit or None, batch_size=batch_size, seed=seed, **rows
+    )
     options = Options(base, tuple(models or ()), wanted, settings, dtype)
     if family is None:
         given = prepare(options, calibrate=calibrate)

@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
+from mergescope.cli.data_options import Rows
 from mergescope.cli.disentangle import parse_pairs
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
 from mergescope.cli.printing import JSON, print_found, print_plan
 
-VARIADIC = ("--models", "--data", "--layers", "--pairs", "--alphas", "--lams", "--checked")
+VARIADIC = ("--models", "--data", "--layers", "--pairs", "--alphas", "--lambdas", "--lams", "--checked")
 
 
 def predict(
+    rows: Rows,
     models: Annotated[list[str] | None, typer.Option(help="[NAME=]path, hub id or base+adapter; several.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="[NAME=]hub id or path; several. NAME: whose task.")] = None,
     base: Annotated[str | None, typer.Option(help="The model that they were fine-tuned from.")] = None,
@@ -22,7 +24,9 @@ def predict(
     regime: Annotated[str | None, typer.Option(help=REGIME)] = None,
     pairs: Annotated[list[str] | None, typer.Option(help="Pairs of models, a:b; several. Default: all.")] = None,
     alphas: Annotated[list[float] | None, typer.Option(help="Interpolation weights (0.5).")] = None,
-    lams: Annotated[list[float] | None, typer.Option(help="Coefficients of addition and negation (0.4).")] = None,
+    lams: Annotated[
+        list[float] | None, typer.Option("--lambdas", "--lams", help="Coefficients of addition and negation (0.4).")
+    ] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Run the merged models too, and compare.")] = False,
     checked: Annotated[
         list[float] | None, typer.Option(help="Coefficients of task addition that --measure runs (0.25 to 1).")
@@ -80,7 +84,7 @@ def predict(
     )  # fmt: skip
     run = None if out is None or dry_run else open_run(out, STUDY)
     wanted = DataOptions(
-        tuple(data or ()), split, limit=limit, batch_size=batch_size, seed=seed, answers=True
+        tuple(data or ()), split, limit=limit, batch_size=batch_size, seed=seed, answers=True, **rows
     )
     own = Settings(layers=settings.layers, features=features, linearized=linearized, device=device, seed=seed)
     opened = open_models(family, regime, base, models or (), wanted, own, dtype)

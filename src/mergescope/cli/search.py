@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mergescope.cli.data_options import Rows
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
 from mergescope.cli.printing import JSON, print_found, print_plan
 from mergescope.errors import MergescopeError
@@ -19,6 +20,7 @@ VARIADIC = ("--models", "--data", "--grid", "--methods")
 
 
 def search(
+    rows: Rows,
     models: Annotated[list[str] | None, typer.Option(help="[NAME=]path, hub id or base+adapter; several.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="NAME=hub id or path, one a model.")] = None,
     base: Annotated[str | None, typer.Option(help="The model that they were fine-tuned from.")] = None,
@@ -57,8 +59,9 @@ def search(
     --methods: merge methods in the same protocol, each as it is and tuned.
 
     Without labels: --coefficients --objective agreement (with the single-task models);
-    then --split, if given, names labelled data to report of. Texts are searched by
-    loss. Linearised families are passed through their checkpoints only, whatever the
+    then --split, if given, names labelled data to report of. Of language models on
+    texts, --coefficients goes by loss, all else by the share of next tokens that are
+    right. Linearised families are passed through their checkpoints only, whatever the
     grid.
 
     [bold]Example:[/] mergescope search --family runs/family --regime attention-1 --methods usual --out runs/methods
@@ -98,7 +101,7 @@ def search(
         settings.parts()  # before anything is opened
     run = None if out is None or dry_run else open_run(out, SEARCH)
     wanted = DataOptions(
-        tuple(data or ()), limit=limit or None, batch_size=batch_size, seed=seed, answers=True
+        tuple(data or ()), limit=limit or None, batch_size=batch_size, seed=seed, answers=True, **rows
     )
     given = (family, regime, base, models or (), wanted)
     if (

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mergescope.cli.data_options import Rows
 from mergescope.cli.family_options import FAMILY, REGIME, require_family
 from mergescope.cli.printing import JSON, print_found, print_plan
 from mergescope.errors import MergescopeError
@@ -15,6 +16,7 @@ VARIADIC = ("--models", "--data", "--layers")
 
 
 def soup(
+    rows: Rows,
     models: Annotated[list[str] | None, typer.Option(help="[NAME=]path, hub id or base+adapter; several.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="[NAME=]hub id or path; several.")] = None,
     base: Annotated[str | None, typer.Option(help="The model that they were fine-tuned from.")] = None,
@@ -66,7 +68,7 @@ def soup(
         linearized=linearized, executor=executor, device=device, seed=seed,
     )  # fmt: skip
     wanted = DataOptions(
-        tuple(data or ()), split, limit=limit or None, batch_size=batch_size, seed=seed, answers=True
+        tuple(data or ()), split, limit=limit or None, batch_size=batch_size, seed=seed, answers=True, **rows
     )
     own = Settings(linearized=linearized, executor=executor, device=device, seed=seed)
     given = (family, regime, base, models or (), wanted)
