@@ -161,3 +161,18 @@ def test_one_of_several_columns_of_images(tmp_path, command):
         table.to_parquet(str(tmp_path / folder / "test.parquet"))
     found = figures(command, models, tmp_path / "two", "--image-column", "photo")
     assert found == figures(command, models, tmp_path / "one")
+
+
+def test_options_that_a_family_has_no_use_for_are_refused(tmp_path, monkeypatch):
+    from mergescope.studies import given_family
+
+    def found(kind):
+        monkeypatch.setattr(given_family, "find_family", lambda *_, **__: object.__new__(kind))
+
+    for kind, words in (
+        (given_family.ClipFamily, ("--label-column", "class", "--prompt-column", "ask")),
+        (given_family.OwnFamily, ("--data-config", "verb")),
+    ):
+        found(kind)
+        done = entered("evaluate", "--family", "some", *words)
+        assert done.returncode == 2 and " and ".join(words[::2]) in done.stderr.replace(", ", " and ")

@@ -152,6 +152,7 @@ def test_the_names_of_base_and_average_are_taken(family, tmp_path):
             told(*usual, f"{name}={given['a']}", given["b"])
         with pytest.raises(PointError, match=f"{taken}--points"):
             told(*full, f"{name}={family / 'full' / 'left'}", "--dry-run")
+    told(*full, "base", "--dry-run")  # the same point under its own name
 
 
 def test_what_can_not_be_evaluated(family, tmp_path):

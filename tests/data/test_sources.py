@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mergescope.data import load_table, parse_data_option
+from mergescope.data.splits import visible_files
 from mergescope.errors import DataError
 
 ROWS = {"text": [f"text {i}" for i in range(6)], "label": [0, 0, 0, 1, 1, 1]}
@@ -209,6 +210,18 @@ def test_links_that_lead_back_are_not_followed(tmp_path):
     (tmp_path / "elsewhere" / "b" / "up").symlink_to(tmp_path / "elsewhere")
     found = load_table(tmp_path / "data")
     assert found.features["label"].names == ["a", "b"] and found["label"][:] == [0, 1]
+
+
+def test_links_behind_links_are_followed_once(tmp_path):
+    places = [tmp_path / "elsewhere" / f"d{number}" for number in range(9)]
+    for place in places:
+        picture(place / "x.png")
+        for other in places:
+            if other != place:
+                (place / other.name).symlink_to(other)
+    picture(tmp_path / "data" / "own" / "1.png")
+    (tmp_path / "data" / "all").symlink_to(places[0])
+    assert len(visible_files(tmp_path / "data")) <= 20  # of the 100,000 ways through them
 
 
 def test_image_folders_that_mix_layouts_are_refused(tmp_path):

@@ -111,6 +111,14 @@ def test_other_licences_are_one_only_by_their_names(tmp_path):
     assert "license" not in front(out) and "| other (gemma) |" in (out / "README.md").read_text()
 
 
+def test_one_licence_may_be_linked_from_each_repository(tmp_path):
+    card = "---\nlicense: apache-2.0\nlicense_link: https://hub/{}\n---\n"
+    a, b = two(tmp_path, README__md=card.format("a"))
+    (b / "README.md").write_text(card.format("b"))
+    found = front(merge(mean_of(a, b), tmp_path / "out", digests=False))
+    assert found["license"] == "apache-2.0" and "license_link" not in found
+
+
 @pytest.mark.parametrize("text", [
     "merge_method: linear  # mean\nmodels: [{{model: {a}, parameters: {{weight: 1}}}}]\n",
     "seed: 0  # was\nmerge_method: linear\nmodels: [{{model: {a}, parameters: {{weight: 1}}}}]\n",

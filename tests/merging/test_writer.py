@@ -8,7 +8,7 @@ from support import family, make_net, scalars
 
 import mergescope as ms
 from mergescope.errors import CheckpointError, PointError
-from mergescope.merging.writer import copy_side_files
+from mergescope.merging.writer import copy_side_files, links_elsewhere
 
 
 @pytest.fixture
@@ -234,6 +234,7 @@ def test_modules_can_not_lead_outside_the_model(inputs, tmp_path, name):
     (home / "1_real" / "key").symlink_to(secret / "key")
     modules(home, name, "1_real")
     assert not list(ms.save(inputs[0], tmp_path / "out").rglob("key"))
+    assert links_elsewhere(home) == ["1_link"] * (name == "1_link") + ["1_real/key"]
 
 
 def test_modules_in_the_hubs_cache_are_links_to_its_files(tmp_path):

@@ -138,7 +138,7 @@ def visible_files(directory: Path) -> list[Path]:
     """All files below a directory, but for hidden ones.
 
     Links to other directories are followed, unless they lead back to where they come from, or to what is
-    found without them.
+    found without them. Behind a link, a directory that further links lead to is visited once.
 
     Args:
         directory: where to look.
@@ -150,11 +150,16 @@ def visible_files(directory: Path) -> list[Path]:
     # A directory to the real places on the way to it, its own last.
     above: dict[Path, tuple[Path, ...]] = {directory: (*root.parents, root)}
     found: list[Path] = []
+    linked: set[Path] = set()  # places that links behind links have led to
     for folder, inner, names in os.walk(directory, followlinks=True):
         here = Path(folder)
         way = above.pop(here)
         places = {name: (here / name).resolve() for name in inner if not name.startswith(".")}
-        inner[:] = [name for name, place in places.items() if _leads_on(name, place, way, root)]
+        inner[:] = sorted(name for name, place in places.items() if _leads_on(name, place, way, root))
+        if way[-1] != root / here.relative_to(directory):
+            further = [name for name in inner if places[name] != way[-1] / name]
+            inner[:] = [name for name in inner if name not in further or places[name] not in linked]
+            linked |= {places[name] for name in further}
         above |= {here / name: (*way, places[name]) for name in inner}
         files = (here / name for name in names if not name.startswith("."))
         found += [file for file in files if file.is_file()]

@@ -43,8 +43,9 @@ def model_card(plan: Plan, digests: Mapping[str, str]) -> str:
     }
     licences = {name: _licences(model) for name, model in plan.models.items()}
     first, *others = (licence for found in licences.values() for licence in found)
-    if first and all(licence == first for licence in others):
-        front |= first
+    same = all(it.get(key) == first.get(key) for it in others for key in ("license", "license_name"))
+    if first and same:  # a link may be each parent's own
+        front |= {key: value for key, value in first.items() if all(it.get(key) == value for it in others)}
     tags = {tag for found in fronts.values() if isinstance(tag := found.get("pipeline_tag"), str)}
     if len(tags) == 1:
         front["pipeline_tag"] = tags.pop()

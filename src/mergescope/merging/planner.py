@@ -29,7 +29,7 @@ from mergescope.merging.vocabulary import (
     tokenizer_directory,
     vocabulary_problems,
 )
-from mergescope.merging.writer import modules_with_weights
+from mergescope.merging.writer import links_elsewhere, modules_with_weights
 from mergescope.weights.kinds import is_derived
 from mergescope.weights.lora import VOCABULARY_FILES
 from mergescope.weights.point import TensorSpec
@@ -242,9 +242,16 @@ class Planner:
                 f"{self.home_reference}{others}: set dtype to choose another type"
             )
         directory = getattr(self.home, "directory", None)
-        if directory is not None and (modules := modules_with_weights(directory)):
+        if directory is None:
+            return
+        if modules := modules_with_weights(directory):
             self.notes.append(
                 f"the weights in {', '.join(modules)} are those of {self.home_reference}, and not merged"
+            )
+        if links := links_elsewhere(directory):
+            self.notes.append(
+                f"{', '.join(links)} of {self.home_reference} are links to elsewhere and are not copied: put the "
+                "files there"
             )
 
     def _require_complete(self, jobs: list[Job]) -> None:

@@ -207,7 +207,8 @@ def _require_rows(models: Mapping[str, Any]) -> None:
             problems.append(f"{key} of {name} has {rows} rows, but its vocab_size is {size}")
     if problems:
         raise CheckpointError(
-            f"Rows can't be matched by token: {'; '.join(problems)}. Correct vocab_size in config.json there."
+            f"Rows can't be matched by token: {'; '.join(problems)}. Correct vocab_size in config.json there if it is "
+            "wrong; where the network has further rows of its own, leave out the recipe's tokenizer."
         )
 
 

@@ -214,7 +214,27 @@ def modules_with_weights(home: Path) -> list[str]:
     ]
 
 
+def links_elsewhere(home: Path) -> list[str]:
+    """What further modules of a sentence-transformers model have elsewhere, which is not copied.
+
+    Args:
+        home: a checkpoint's directory.
+
+    Returns:
+        Paths of links, relative to the directory.
+    """
+    found = [folder for folder in _named_modules(home) if folder.is_symlink()]
+    for module in _modules(home):
+        taken = set(_files_in(module, home))
+        found += [path for path in sorted(module.rglob("*")) if path.is_file() and path not in taken]
+    return [str(path.relative_to(home)) for path in found]
+
+
 def _modules(home: Path) -> list[Path]:
+    return [folder for folder in _named_modules(home) if folder.is_dir() and not folder.is_symlink()]
+
+
+def _named_modules(home: Path) -> list[Path]:
     # The transformer's own directory is left out: its weights are those that are merged.
     try:
         listed = read_json(home / "modules.json") if (home / "modules.json").is_file() else []
@@ -223,8 +243,7 @@ def _modules(home: Path) -> list[Path]:
     items = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
     named = [item.get("path") for item in items if not _is_transformer(item.get("type"))]
     plain = [name for name in named if isinstance(name, str) and _MODULE.fullmatch(name)]
-    folders = [home / name for name in dict.fromkeys(plain)]
-    return [folder for folder in folders if folder.is_dir() and not folder.is_symlink()]
+    return [home / name for name in dict.fromkeys(plain)]
 
 
 def _is_transformer(kind: object) -> bool:

@@ -39,10 +39,24 @@ def prepare_family(text: str, regime: str | None, options: Options, *, calibrate
         )
     places = _places(options)
     found = find_family(text, regime, base=options.base, data=places)
+    _require_used(text, found, options)
     if isinstance(found, ClipFamily):
         return _towers(found, options)
     own = found.options(options) if isinstance(found, TextFamily) else _own(found, options)
     return prepare(own, calibrate=calibrate)
+
+
+def _require_used(text: str, found: Any, options: Options) -> None:
+    idle: tuple[str, ...] = ()
+    if isinstance(found, ClipFamily):
+        idle = ("config", "text_column", "label_column", "template", "prompt", "max_length")
+    elif isinstance(found, OwnFamily) and not options.data.specs:
+        idle = ("config",)
+    said = [name for name in idle if getattr(options.data, name) is not None]
+    if said:
+        written = {"config": "data-config", "prompt": "prompt-column"}
+        names = ", ".join(f"--{written.get(name, name.replace('_', '-'))}" for name in said)
+        raise MergescopeError(f"--family {text} says itself how its data are read: leave {names} out.")
 
 
 def _places(options: Options) -> dict[str, str]:

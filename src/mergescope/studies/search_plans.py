@@ -37,8 +37,9 @@ def models_of(opened: Opened, extra: Mapping[str, Point]) -> dict[str, Point]:
     """
     first = {} if opened.given.base is None else {"base": opened.base}
     last = {"average": mean(opened.models.values())} if len(opened.models) > 1 else {}
-    for option, names in (("--models", opened.models), ("--points", extra)):
-        taken = next((name for name in names if name in first or name in last), None)
+    known = first | last
+    for option, points in (("--models", opened.models), ("--points", extra)):
+        taken = next((name for name, point in points.items() if name in known and point != known[name]), None)
         if taken is not None:
             instead = " in place of --family" if opened.family and option == "--models" else ""
             raise PointError(
