@@ -295,7 +295,7 @@ def test_columns_of_a_frame_have_one_order_and_one_kind():
 
 def test_without_pandas_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(MergescopeError, match=r"pip install 'mergescope\[pandas\]'.*rows\(\)"):
+    with pytest.raises(MergescopeError, match=r"pip install pandas.*rows\(\)"):
         made("linearity").to_pandas()
     assert made("linearity")._repr_html_()
 

