@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from mergescope.errors import MergescopeError
+from mergescope.errors import CheckpointError, MergescopeError
 
 JSON_BYTES = 100_000_000
 """Largest JSON file that is read: the format's own limit of a safetensors header."""
@@ -64,6 +64,40 @@ def read_json(path: Path, *, unique: bool = False) -> Any:
         raise DocumentError(error.strerror or str(error)) from error
     except ValueError as error:
         raise DocumentError(str(error)) from error
+
+
+def read_settings(
+    path: Path, *, named: Path | None = None, refused: type[MergescopeError] = CheckpointError
+) -> dict[str, Any]:
+    """Read a JSON file of settings, such as ``config.json``.
+
+    Args:
+        path: the file.
+        named: what messages call it, if it is a copy.
+        refused: the error to raise.
+
+    Returns:
+        Its content.
+
+    Raises:
+        MergescopeError: it is not valid JSON, or no mapping.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "config.json"
+        ...     _ = file.write_text('{"model_type": "bert"}')
+        ...     read_settings(file)
+        {'model_type': 'bert'}
+    """  # noqa: DOC502 (of the kind that is asked for)
+    named = named or path
+    try:
+        found = read_json(path)
+    except DocumentError as error:
+        raise refused(f"{named} is not valid JSON: {error}. Fetch it again.") from error
+    if not isinstance(found, dict):
+        raise refused(f"{named} holds no settings but a {type(found).__name__}. Fetch it again.")
+    return found
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

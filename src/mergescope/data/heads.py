@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergescope.documents import DocumentError, read_json
+from mergescope.documents import read_settings
 from mergescope.errors import DataError
 
 CLASSES, TOKENS, NOTHING = "classes", "tokens", "none"
@@ -47,17 +47,11 @@ def read_config(directory: Path) -> dict[str, Any]:
 
     Raises:
         DataError: it is not valid JSON.
-    """
+    """  # noqa: DOC502 (raised by what this calls)
     path = directory / "config.json"
     if not path.is_file():
         return {}
-    try:
-        config = read_json(path)
-    except DocumentError as error:
-        raise DataError(f"{path} is not valid JSON: {error}. Fetch it again.") from error
-    if not isinstance(config, dict):
-        raise DataError(f"{path} holds no settings but a {type(config).__name__}. Fetch it again.")
-    return config
+    return read_settings(path, refused=DataError)
 
 
 def head_of(config: Mapping[str, Any], kind: str) -> Head:

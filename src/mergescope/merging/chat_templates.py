@@ -9,8 +9,8 @@ from pathlib import Path
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from mergescope.documents import read_json
-from mergescope.errors import CheckpointError, MergescopeError, did_you_mean
+from mergescope.documents import read_settings
+from mergescope.errors import MergescopeError, did_you_mean
 
 FILE = "chat_template.jinja"
 
@@ -103,16 +103,13 @@ def chat_template_of(directory: Path) -> str | None:
 
     Raises:
         CheckpointError: ``tokenizer_config.json`` is not valid JSON.
-    """
+    """  # noqa: DOC502 (raised by what this calls)
     if (directory / FILE).is_file():
         return (directory / FILE).read_text(encoding="utf-8")
     path = directory / "tokenizer_config.json"
     if not path.is_file():
         return None
-    try:
-        found = read_json(path).get("chat_template")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    found = read_settings(path).get("chat_template")
     if isinstance(found, list):
         named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
         found = named.get("default")

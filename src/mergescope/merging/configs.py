@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-
-from mergescope.documents import DocumentError, read_json
-from mergescope.errors import CheckpointError
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
 """Where configurations keep the number of blocks."""
@@ -180,26 +176,3 @@ def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield part
         inner = (value for key, value in part.items() if key.endswith("_config"))
         waiting += [value for value in inner if isinstance(value, dict)]
-
-
-def read_settings(path: Path, origin: Path | None = None) -> dict[str, Any]:
-    """Read a JSON file of settings.
-
-    Args:
-        path: the file.
-        origin: the directory that it was copied from, for messages.
-
-    Returns:
-        Its content.
-
-    Raises:
-        CheckpointError: it is not valid JSON, or no mapping.
-    """
-    named = path if origin is None else origin / path.name
-    try:
-        found = read_json(path)
-    except DocumentError as error:
-        raise CheckpointError(f"{named} is not valid JSON: {error}. Fetch it again.") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{named} holds no settings but a {type(found).__name__}. Fetch it again.")
-    return found

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
+from mergescope.documents import read_settings
 from mergescope.errors import CheckpointError, MergescopeError
 from mergescope.merging.card import model_card
-from mergescope.merging.configs import read_settings
 from mergescope.merging.execute import MAX_SHARD_BYTES, write_tensors
 from mergescope.merging.parents import Parents
 from mergescope.merging.partial import PartialMerge
@@ -199,7 +199,9 @@ def _write_side_files(plan: Plan, folder: Path) -> None:
     generation = folder / "generation_config.json"
     if plan.alignment is not None and generation.is_file():
         home = plan.recipe.base_model or plan.recipe.references[0]
-        changed = plan.alignment.config(read_settings(generation, plan.home.directory), home)
+        changed = plan.alignment.config(
+            read_settings(generation, named=plan.home.directory / generation.name), home
+        )
         generation.write_text(json.dumps(changed, indent=2) + "\n")
 
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergescope.documents import read_settings
 from mergescope.errors import CheckpointError
 from mergescope.merging.chat_templates import FILE, choose_chat_template
-from mergescope.merging.configs import read_settings
 from mergescope.merging.vocabulary import TOKENIZER_FILES, load_tokenizer, tokenizer_directory
 
 if TYPE_CHECKING:
@@ -176,6 +176,6 @@ def _write_template(out_dir: Path, template: str, folders: Sequence[Path]) -> No
     path = out_dir / "tokenizer_config.json"
     if path.is_file():
         origin = next((folder for folder in folders if (folder / path.name).is_file()), None)
-        config = read_settings(path, origin)
+        config = read_settings(path, named=None if origin is None else origin / path.name)
         if config.pop("chat_template", None) is not None:  # two templates would contradict each other
             path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

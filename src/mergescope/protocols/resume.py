@@ -18,6 +18,7 @@ from torch import nn
 from mergescope._version import __version__
 from mergescope.models.nets import NETS, net_config
 from mergescope.models.with_head import WithHead
+from mergescope.protocols.which_data import fingerprint_of
 from mergescope.weights import Point
 from mergescope.weights.files import atomic_file
 from mergescope.weights.stores import bytes_digest
@@ -108,7 +109,7 @@ def place_of(
         A path in the folder of the [`resumable`][mergescope.protocols.resume.resumable] run; None without one, or for
         batches that don't say what is in them.
     """
-    folder, data = _FOLDER.get(), getattr(held.batches, "fingerprint", None)
+    folder, data = _FOLDER.get(), fingerprint_of(held.batches)
     if folder is None or data is None:
         return None
     state = held.model.state_dict()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mergescope.models.calling import batch_size, split_batch
+from mergescope.protocols.which_data import fingerprint_of
 
 
 class Subset:
@@ -60,7 +61,7 @@ class Subset:
     @property
     def fingerprint(self) -> str | None:
         """Which samples these are; None if the data don't say which they are."""
-        whole = getattr(self._batches, "fingerprint", None)
+        whole = fingerprint_of(self._batches)
         return None if whole is None else f"{self.samples} of {whole} by {self._seed}"
 
     def __iter__(self) -> Iterator[Any]:
@@ -91,7 +92,7 @@ class Shares:
     @property
     def fingerprint(self) -> str:
         """Which samples these are, as far as the data say which they are."""
-        return f"shares of {', '.join(str(getattr(each, 'fingerprint', None)) for each in self._data)}"
+        return f"shares of {', '.join(str(fingerprint_of(each)) for each in self._data)}"
 
     def __iter__(self) -> Iterator[Any]:
         for batches in self._data:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergescope.documents import read_json
+from mergescope.documents import read_settings
 from mergescope.errors import CheckpointError
 from mergescope.weights.checkpoint import Checkpoint
 from mergescope.weights.files import ADAPTER_CONFIG, find_directory
@@ -157,12 +157,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
             f"{directory} is no PEFT adapter: it has no {ADAPTER_CONFIG}. Expected a directory that "
             "PEFT's save_pretrained wrote."
         )
-    try:
-        config = read_json(path)
-        if not isinstance(config, dict):
-            raise ValueError(f"a {type(config).__name__}, not a mapping")
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    config = read_settings(path)
     problems = [
         f"{name}: {config[name]!r:.60} is no {what}"
         for name, kinds, what in _FORMS

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mergescope.display import Cell, Table, View, as_html, as_pretty, frame, number
-from mergescope.documents import DocumentError, read_json
+from mergescope.documents import read_settings
 from mergescope.errors import CheckpointError, did_you_mean
 from mergescope.weights.files import locate
 from mergescope.weights.pickles import PickleStore
@@ -109,17 +109,11 @@ class Checkpoint(Source):
 
         Raises:
             CheckpointError: it is not valid JSON, or no mapping.
-        """
+        """  # noqa: DOC502 (raised by what this calls)
         path = self.directory / "config.json" if self.directory else None
         if path is None or not path.is_file():
             return None
-        try:
-            found = read_json(path)
-        except DocumentError as error:
-            raise CheckpointError(f"{path} is not valid JSON: {error}. Fetch it again.") from error
-        if not isinstance(found, dict):
-            raise CheckpointError(f"{path} holds no settings but a {type(found).__name__}. Fetch it again.")
-        return found
+        return read_settings(path)
 
     def keys(self) -> Iterator[str]:
         """The tensor names.
