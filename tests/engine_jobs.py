@@ -18,9 +18,14 @@ class Here:
         self.workers = workers
         self.items = []
 
-    def map(self, function, items, label):
+    def map(self, function, items, label, done=None):
         self.items = list(items)
-        return [function(item) for item in self.items]
+        found = []
+        for item in self.items:
+            found.append(function(item))
+            if done is not None:
+                done(item, found[-1])
+        return found
 
 
 @dataclass(frozen=True)

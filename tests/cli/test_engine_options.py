@@ -58,9 +58,9 @@ def engine(cluster):
     with RayEngine(workers=2) as made:
         asked, plain = [], made.map
 
-        def counted(function, items, label):
+        def counted(function, items, label, done=None):
             asked.append(label)
-            return plain(function, items, label)
+            return plain(function, items, label, done)
 
         made.map = counted
         yield made, asked
@@ -92,9 +92,9 @@ def test_a_command_starts_what_it_is_told_to(family, cluster, monkeypatch):
             made.append(given)
             super().__init__(*given)
 
-        def map(self, function, items, label):
+        def map(self, function, items, label, done=None):
             labels.append(label)
-            return super().map(function, items, label)
+            return super().map(function, items, label, done)
 
     monkeypatch.setattr("mergescope.tracing.ray_engine.RayEngine", Seen)
     words = ("measure", "--family", family, "--regime", "full", "--batch-size", 2, "--json")

@@ -1,10 +1,12 @@
 """A pass that was killed goes on after the batches that it had kept, to the same readings and counts."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from engine_jobs import Here
 from support import make_net
 from tiny_transformers import padded, texts, tiny
 from traces_compared import BATCHES, assert_equal, points_of
@@ -14,8 +16,10 @@ from mergescope.errors import MergescopeError
 from mergescope.protocols.equations import check_equations
 from mergescope.protocols.measure import HeldOut, Settings, measure
 from mergescope.protocols.resume import resumable
+from mergescope.protocols.soups import soups, subsets
 from mergescope.readings.logits import Logits
 from mergescope.tracing import kept
+from mergescope.tracing.engines import LocalEngine
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +46,23 @@ class Data:
             if number == self.ends:
                 raise Killed
             yield batch
+
+
+class Others(Data):
+    fingerprint = "others"
+
+    def __init__(self, batches):
+        self.batches, self.ends, self.size = batches, None, 2
+
+
+class IterOnly:
+    """Batches that do not say how many they are."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
 
 
 def readings(points):
@@ -74,6 +95,79 @@ def test_a_killed_pass_goes_on_after_what_it_had_seen(tmp_path, executor):
     assert 0 < ran < whole.forward_passes
     finished = ms.trace(points, Data(BATCHES), net, readings=readings(points), keep=tmp_path, **how)
     assert_equal(whole, finished)
+
+
+ENGINES = {
+    "one worker": lambda: LocalEngine(1),
+    "five workers": lambda: nullcontext(Here(5)),
+    "here": lambda: nullcontext(None),
+}
+
+
+@pytest.mark.parametrize("then", ENGINES)
+@pytest.mark.parametrize("executor", ["resident", "streamed"])
+def test_parts_of_an_engine_are_kept_and_any_other_goes_on(tmp_path, executor, then):
+    net = tiny("llama")
+    points = [ms.Point.of(ms.Checkpoint(tiny("llama", seed).state_dict())) for seed in range(2)]
+    data = [padded(texts((5, 2), seed)) for seed in range(9)]
+
+    def run(ends, engine, **more):
+        groups = [ms.InnerProducts(), ms.NextTokenLoss(), ms.InnerProducts(local=True)]
+        return ms.trace(
+            points, Data(data, ends), net, readings=groups, features="each", local=points[0], executor=executor,
+            engine=engine, **more,
+        )  # fmt: skip
+
+    whole = run(None, None)
+    for ends in (5, 8) if executor == "resident" else (None,):  # the streamed executor gets one part a worker
+        with LocalEngine(1) as engine, pytest.raises(Killed) if ends else nullcontext():
+            run(ends, engine, keep=tmp_path)
+    kept_files = sorted(path.name for path in tmp_path.iterdir())
+    assert kept_files == (
+        ["00000000.npz", "00000002.npz", "00000004.npz"] if executor == "resident" else kept_files[:1]
+    )
+    with ENGINES[then]() as engine:
+        again = run(None, engine, keep=tmp_path)
+    assert_equal(whole, again)
+    assert (again.samples, again.local_passes) == (whole.samples, whole.local_passes)
+    assert again.forward_passes == whole.forward_passes and again.executor == executor
+
+
+@pytest.mark.parametrize("engine", [None, LocalEngine(1), Here(2), Here(7)])
+def test_what_is_kept_may_lie_anywhere_in_the_data(tmp_path, engine):
+    net = make_net("mlp")
+    points = points_of(net)
+    with LocalEngine(1) as first:
+        whole = ms.trace(points, BATCHES, net, keep=tmp_path, engine=first)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) > 2
+    for name in names[::2]:
+        (tmp_path / name).unlink()
+    assert_equal(whole, ms.trace(points, IterOnly(BATCHES), net, keep=tmp_path, engine=engine))
+    assert {path.name for path in tmp_path.iterdir()} >= set(names)
+
+
+def test_soups_go_on(tmp_path):
+    net = make_net("vit")
+    base, a, b, _ = points_of(net)
+
+    def averaged(data, size=None):
+        held = {"data": HeldOut("data", data, net)}
+        if size:
+            return subsets({"a": a, "b": b, "base": base}, held, size)
+        return soups({"a": a, "b": b}, held, {"test": HeldOut("test", Others(BATCHES[:3]), net)})
+
+    for size in (None, 2):
+        expected = averaged(Data(BATCHES), size)
+        folder = tmp_path / str(size)
+        with pytest.raises(Killed), resumable(folder):
+            averaged(Data(BATCHES, 5), size)
+        assert len(list(folder.rglob("*.npz"))) == 5
+        with resumable(folder):
+            assert repr(replace(averaged(Data(BATCHES), size), seconds=0)) == repr(
+                replace(expected, seconds=0)
+            )
+        assert not folder.exists()
 
 
 def test_texts_are_kept_with_a_feature_for_each_token(tmp_path):

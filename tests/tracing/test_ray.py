@@ -7,6 +7,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -173,6 +174,39 @@ def test_an_interrupt_leaves_what_is_finished_and_the_rest_can_follow(engine, in
     assert 0 < len(done) < 40
     rest = [job for job in jobs(tmp_path, 40) if not job.runs]
     assert engine.map(square, rest, "squares") == [job.number**2 for job in rest]
+
+
+def test_finished_parts_of_a_pass_are_kept(engine, tmp_path):
+    class Cut:
+        """Batches of which the last can't be read, the first time."""
+
+        def __init__(self, ends):
+            self.ends = ends
+
+        def __len__(self):
+            return len(BATCHES)
+
+        def __iter__(self):
+            for number, batch in enumerate(BATCHES):
+                if number == self.ends:
+                    raise KeyboardInterrupt
+                yield batch
+
+    net = make_net("vit")
+    points = points_of(net)
+    whole = ms.trace(points, BATCHES, net)
+    with pytest.raises(KeyboardInterrupt):
+        ms.trace(points, Cut(len(BATCHES) - 1), net, engine=engine, keep=tmp_path)
+    assert 0 < len(list(tmp_path.glob("*.npz"))) < len(BATCHES)
+    asked = []
+
+    def counted(function, items, label, done=None):
+        asked.extend(items := list(items))
+        return engine.map(function, items, label, done)
+
+    other = SimpleNamespace(workers=engine.workers, device=engine.device, map=counted)
+    assert_equal(whole, ms.trace(points, Cut(None), net, engine=other, keep=tmp_path))
+    assert 0 < sum(len(part.batches) for part in asked) < len(BATCHES)
 
 
 def test_checkpoints_stay_where_they_are_and_come_back_as_the_drivers_own(engine, tmp_path):

@@ -22,12 +22,12 @@ GO_ON = ("demo", "finetune", "run")
 
 GO_ON_IN_OUT = (
     "evaluate", "search", "stitch", "disentangle", "predict", "curvature", "theorems", "mergeability", "measure",
-    "equations",
+    "equations", "soup",
 )  # fmt: skip
 """Commands that go on if they have a run directory, which keeps what is finished."""
 
-BY_BATCHES = ("measure", "equations")
-"""Of these, those that keep batches of passes in this process, and not finished passes."""
+BY_BATCHES = ("measure", "equations", "soup")
+"""Of these, those that keep batches of passes, and not finished passes."""
 
 _last = {"words": ""}
 
@@ -57,7 +57,7 @@ def after_interruption(name: str, given: Mapping[str, Any]) -> str:
     Example:
         >>> after_interruption("merge", {})
         'What is finished is kept: run the same command again with --resume.'
-        >>> after_interruption("soup", {"out": "run"})
+        >>> after_interruption("geometry", {"out": "run"})
         'Nothing was kept: run the same command again, and it begins anew.'
         >>> after_interruption("search", {"out": None})
         'Nothing was kept: run the same command again, and it begins anew. With --out it would go on.'
@@ -73,10 +73,8 @@ def after_interruption(name: str, given: Mapping[str, Any]) -> str:
         return f"{kept}."
     if name not in GO_ON_IN_OUT:
         return nothing
-    if name in BY_BATCHES:
-        for option, value in (("engine", "ray"), ("executor", "streamed")):
-            if given.get(option) == value:
-                return f"{name} keeps nothing with --{option} {value}: {anew}"
+    if name in BY_BATCHES and given.get("executor") == "streamed" and given.get("engine") != "ray":
+        return f"{name} keeps nothing with --executor streamed: {anew}"
     if given.get("out") is None:
         return f"{nothing} With --out it would go on."
     # Until there is something, the promise would be empty; some families are streamed without an option.

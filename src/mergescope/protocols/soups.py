@@ -17,6 +17,7 @@ from mergescope.errors import DataError, MergescopeError
 from mergescope.protocols.linear_model import in_linear_model, linearized_in_place, require_executor
 from mergescope.protocols.linearity import LinearityTest, averaging, linearity
 from mergescope.protocols.measure import HeldOut
+from mergescope.protocols.resume import kept_in
 from mergescope.protocols.scores import over_tasks
 from mergescope.protocols.soup_results import LAYER_MEASURES, Ingredient, Soup, Soups, Subsets, SubsetScores
 from mergescope.protocols.which_data import alike, fingerprint_of, require_unseen
@@ -264,7 +265,12 @@ class _Passes:
         ensembles: Mapping[Any, list[Point]] | None = None,
         tests: Sequence[LinearityTest] = (),
     ) -> _Passes:
-        distinct = dict.fromkeys([*points, *(point for test in tests for point in test.points)])
+        distinct = list(dict.fromkeys([*points, *(point for test in tests for point in test.points)]))
+        averaged = [test.points for test in tests]
+        groups = [
+            [distinct.index(point) for point in group] for group in [*(ensembles or {}).values(), *averaged]
+        ]
+        how = [s.layers if tests else "output", s.features, s.executor, len(tests), groups]
         traces, outputs = [], []
         for name, held in data.items():
             said = held.reading()
@@ -277,7 +283,7 @@ class _Passes:
                 said = Outputs(held.classes, dict(ensembles or {}))
             readings: list[Reading] = [said]
             if tests:
-                readings.append(InnerProducts([test.points for test in tests]))
+                readings.append(InnerProducts(averaged))
             network: AbstractContextManager[nn.Module] = nullcontext(held.model)
             if around is not None:
                 network = linearized_in_place(held.model, around, held.fixed)
@@ -286,7 +292,7 @@ class _Passes:
                     trace(
                         distinct, held.batches, model, layers=s.layers if tests else "output", readings=readings,
                         features=s.features, executor=s.executor, device=s.device, fixed=held.fixed,
-                        progress=s.progress,
+                        progress=s.progress, keep=kept_in("soup", held, distinct, around, how),
                     )
                 )  # fmt: skip
             if isinstance(said, Outputs) and not said.labelled:

@@ -40,8 +40,14 @@ class Engine(Protocol):
     ) -> None:
         """Let the workers go."""
 
-    def map(self, function: Callable[[Item], Result], items: Iterable[Item], label: str) -> list[Result]:
-        """Apply a function to every item, and return the results in the order of the items."""
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        label: str,
+        done: Callable[[Item, Result], None] | None = None,
+    ) -> list[Result]:
+        """Apply a function to every item: results in the order of the items, each told when it is there."""
 
 
 _CHOSEN: ContextVar[Engine | None] = ContextVar("engine that passes and studies run on", default=None)
@@ -138,13 +144,20 @@ class LocalEngine:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
-    def map(self, function: Callable[[Item], Result], items: Iterable[Item], label: str) -> list[Result]:
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        label: str,
+        done: Callable[[Item, Result], None] | None = None,
+    ) -> list[Result]:
         """Apply a function to every item.
 
         Args:
             function: importable by name, so that other processes find it.
             items: picklable; put the longest first. In this process they are taken one by one.
             label: for the progress bar.
+            done: is told each item with its result as soon as it is there, in any order.
 
         Returns:
             Results in the order of the items. The first error of an item is raised, and items
@@ -163,6 +176,8 @@ class LocalEngine:
                 try:
                     for item in items:
                         results.append(function(item))
+                        if done is not None:
+                            done(item, results[-1])
                         advance(1)
                 finally:
                     _set_threads(threads)
@@ -172,12 +187,15 @@ class LocalEngine:
                 self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_begin_worker)
             # As bytes: between processes, torch would share the memory of tensors, and with it a network's weights.
             packed = pickle.dumps(function)
-            futures: list[Future[bytes]] = [
-                self._pool.submit(_applied, packed, pickle.dumps(item)) for item in items
-            ]
+            futures: dict[Future[bytes], Item] = {
+                self._pool.submit(_applied, packed, pickle.dumps(item)): item for item in items
+            }
+            found: dict[Future[bytes], Result] = {}
             try:
                 for future in as_completed(futures):
-                    future.result()
+                    found[future] = pickle.loads(future.result())
+                    if done is not None:
+                        done(futures[future], found[future])
                     advance(1)
             except BrokenProcessPool as error:
                 self._pool = None  # the next map starts another
@@ -189,7 +207,7 @@ class LocalEngine:
                 for future in futures:
                     future.cancel()
                 raise
-            return [pickle.loads(future.result()) for future in futures]
+            return [found[future] for future in futures]
 
 
 _UNPACKED: tuple[bytes, Callable[[Any], Any]] | None = None

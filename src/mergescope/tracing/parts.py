@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 import resource
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice, pairwise, repeat
+from itertools import islice, pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,6 +27,7 @@ from mergescope.readings import Reading
 from mergescope.tracing.affine import run_affine
 from mergescope.tracing.batched import pays, run_batched
 from mergescope.tracing.engines import Engine
+from mergescope.tracing.kept import Piece
 from mergescope.tracing.passes import Pass
 from mergescope.tracing.resident import run_resident
 from mergescope.tracing.streamed import run_streamed
@@ -80,12 +82,13 @@ class Part:
         return f"{named} ({self.samples} samples from number {self.start} on)"
 
 
-def cut(data: Iterable[Any], sizes: Iterable[int]) -> Iterator[Part]:
+def cut(data: Iterable[Any], sizes: Iterable[int], finished: Container[int] = ()) -> Iterator[Part]:
     """Cut data between batches.
 
     Args:
         data: batches.
         sizes: how many batches make each part.
+        finished: numbers of the first batches of parts that are left out.
 
     Yields:
         The parts, in order.
@@ -100,7 +103,8 @@ def cut(data: Iterable[Any], sizes: Iterable[int]) -> Iterator[Part]:
         part = Part(list(islice(batches, size)), first, start)
         if not part.batches:
             return
-        yield part
+        if first not in finished:
+            yield part
         first, start = first + size, start + part.samples
 
 
@@ -109,43 +113,65 @@ class Parts:
 
     Args:
         data: batches that say how many they are.
-        count: of parts, at most.
+        count: of parts, at most; those that are finished already may add some.
+        finished: what is left out: number of its first batch to how many batches it has.
 
     Example:
         >>> parts = Parts([torch.ones(2, 3)] * 5, 4)
         >>> len(parts), [len(part.batches) for part in parts]
         (4, [1, 1, 1, 2])
+        >>> [(part.first, len(part.batches)) for part in Parts([torch.ones(2, 3)] * 9, 2, {1: 4})]
+        [(0, 1), (5, 4)]
     """
 
-    def __init__(self, data: Iterable[Any], count: int) -> None:
-        self._data = data
+    def __init__(self, data: Iterable[Any], count: int, finished: Mapping[int, int] | None = None) -> None:
+        self._data, self._finished = data, dict(finished or {})
         length: int = len(data)  # type: ignore[arg-type]
         count = min(count, length)
-        ends = [length * number // count for number in range(count + 1)]
-        self._sizes = [end - begin for begin, end in pairwise(ends)]
+        ends = {length * number // count for number in range(count + 1)}
+        for first, size in self._finished.items():
+            ends -= set(range(first + 1, first + size))
+            ends |= {first, first + size}
+        self._sizes = [end - begin for begin, end in pairwise(sorted(ends))]
 
     def __len__(self) -> int:
-        return len(self._sizes)
+        return len(self._sizes) - len(self._finished)
 
     def __iter__(self) -> Iterator[Part]:
-        return cut(self._data, self._sizes)
+        return cut(self._data, self._sizes, self._finished)
 
 
-def parts_for(engine: Engine, data: Iterable[Any], a_worker: int = PARTS_A_WORKER) -> Iterable[Part]:
+def _unknown_sizes(finished: Mapping[int, int]) -> Iterator[int]:
+    first = 0
+    while True:
+        nearest = min((other - first for other in finished if other > first), default=UNKNOWN)
+        size = finished.get(first, min(UNKNOWN, nearest))
+        yield size
+        first += size
+
+
+def parts_for(
+    engine: Engine,
+    data: Iterable[Any],
+    a_worker: int = PARTS_A_WORKER,
+    finished: Mapping[int, int] | None = None,
+) -> Iterable[Part]:
     """Cut data into parts that keep all workers of an engine busy.
 
     Args:
         engine: that will run them.
         data: batches.
         a_worker: how many parts each worker gets, about.
+        finished: what is left out: number of its first batch to how many batches it has.
 
     Returns:
         The parts.
     """
+    finished = finished or {}
     try:
-        return Parts(data, engine.workers * a_worker)
+        return Parts(data, engine.workers * a_worker, finished)
     except TypeError:  # no __len__, or a DataLoader over a data set that has none
-        return cut(data, repeat(UNKNOWN))
+        return cut(data, _unknown_sizes(finished), finished)
 
 
 def run_pass(job: Pass, executor: str, engine: Engine | None = None) -> str:
@@ -166,7 +192,7 @@ def run_pass(job: Pass, executor: str, engine: Engine | None = None) -> str:
         return _execute(executor, job)
     a_worker = 1 if executor in ONCE_A_PART else PARTS_A_WORKER
     chosen: list[str] = run_in_parts(job, partial(_execute, executor), engine, a_worker)
-    return chosen[0]
+    return next(iter(chosen), "resident" if executor == "auto" else executor)  # none if all parts were kept
 
 
 def _execute(executor: str, job: Pass) -> str:
@@ -188,34 +214,32 @@ def run_in_parts(
         a_worker: how many parts each worker gets, about.
 
     Returns:
-        What ``run`` returned, part by part.
+        What ``run`` returned, part by part; nothing for parts that were kept.
 
     Raises:
         MergescopeError: a reading can't be merged, or parts of the pass failed; each is named.
     """  # noqa: DOC502 (raised by what this calls)
     require_mergeable(job.readings)
-    bare = replace(job, model=nn.Identity(), data=(), progress=False)
+    bare = replace(job, model=nn.Identity(), data=(), progress=False, kept=None)
     work = partial(_run_part, job.model, bare, run, engine.device)
-    filled = engine.map(work, parts_for(engine, job.data, a_worker), "tracing")
-    for part in filled:
-        for reading, other in zip(job.readings, part.readings, strict=True):
-            merged: Any = reading
-            merged.merge(other)
-        job.samples += part.samples
-        job.forward_passes += part.forward_passes
-        job.local_passes += part.local_passes
-        job.peak_bytes = max(job.peak_bytes, part.peak_bytes)
-    return [part.said for part in filled]
+    kept = job.kept
+    finished = {} if kept is None else {first: piece.batches for first, piece in kept.pieces.items()}
+    parts = parts_for(engine, job.data, a_worker, finished)
+    filled = engine.map(
+        work, parts, "tracing", None if kept is None else lambda part, it: kept.add(part.first, it.piece)
+    )
+    for it in filled:
+        job.peak_bytes = max(job.peak_bytes, it.peak_bytes)
+        if kept is None:
+            it.piece.into(job, job.readings)
+    return [it.said for it in filled]
 
 
 @dataclass(frozen=True)
 class _Filled:
     """What a part left behind."""
 
-    readings: Sequence[Reading]
-    samples: int
-    forward_passes: int
-    local_passes: int
+    piece: Piece
     peak_bytes: int
     said: Any
 
@@ -230,9 +254,8 @@ def _run_part(
         forward_passes=0, local_passes=0,
     )  # fmt: skip
     said = run(job)
-    return _Filled(
-        job.readings, job.samples - part.start, job.forward_passes, job.local_passes, peak_memory(), said
-    )
+    counts = np.array([job.samples - part.start, job.forward_passes, job.local_passes])
+    return _Filled(Piece(len(part.batches), job.readings, counts), peak_memory(), said)
 
 
 def on_device(model: nn.Module, device: str | None) -> nn.Module:

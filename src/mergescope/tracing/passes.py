@@ -104,7 +104,7 @@ class Pass:
             length = None
         with progress_bar(label, length, self.progress) as advance:
             for number, batch in enumerate(self.data):
-                if self.kept is None or number >= self.kept.batches:
+                if self.kept is None or not self.kept.skips(self, number):
                     inputs, labels = split_batch(batch)
                     yield to_device(inputs, self.device), to_device(labels, self.device)
                     if self.kept is not None:

@@ -99,13 +99,20 @@ class RayEngine:
             self._pool, self._sender = Pool(self._cpus, self._gpus), Sender()
         return self._pool, self._sender
 
-    def map(self, function: Callable[[Item], Result], items: Iterable[Item], label: str) -> list[Result]:
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        label: str,
+        done: Callable[[Item, Result], None] | None = None,
+    ) -> list[Result]:
         """Apply a function to every item.
 
         Args:
             function: can be pickled. What a ``partial`` gives it first is sent once, however many items there are.
             items: can be pickled; they are taken as workers get free.
             label: what is being done, for the progress bar and errors.
+            done: is told each item with its result as soon as it is there, in any order.
 
         Returns:
             Results in the order of the items.
@@ -118,7 +125,7 @@ class RayEngine:
         total = len(items) if isinstance(items, Sized) else None
         if total == 0:
             return []
-        call = _Call(pool, sender, iter(items), next(self._numbers), function)
+        call = _Call(pool, sender, iter(items), next(self._numbers), function, done)
         with progress_bar(label, total) as advance:
             try:
                 call.work(self.workers if total is None else min(total, self.workers), advance)
@@ -146,8 +153,10 @@ class _Task:
 class _Call:
     """One ``map``: which items wait, which are at work, and what came of the others."""
 
-    def __init__(self, pool: Pool, sender: Sender, items: Iterator[Any], number: int, function: Any) -> None:
-        self._ray = require_ray()
+    def __init__(
+        self, pool: Pool, sender: Sender, items: Iterator[Any], number: int, function: Any, done: Any
+    ) -> None:
+        self._ray, self._done = require_ray(), done
         self._pool, self._sender, self._items, self._number = pool, sender, items, number
         given: tuple[Any, ...] = ()
         if isinstance(function, partial):
@@ -226,6 +235,8 @@ class _Call:
             self._failures[task.number] = (words_of(task.item), result)
         else:
             self.results[task.number] = self._sender.receive(result)
+            if self._done is not None:
+                self._done(task.item, self.results[task.number])
         return True
 
     def require_all(self, label: str) -> None:

@@ -184,8 +184,9 @@ def trace(
         progress: show a bar on a terminal.
         engine: runs the pass in parts, each some of the batches, in many processes; by default that of
             [`running_on`][mergescope.tracing.engines.running_on], else it runs here.
-        keep: a directory in which a pass that runs here keeps what it has seen, but for the streamed executor's: if it
-            is killed, the same call goes on. Its name must follow from all arguments; who calls removes it.
+        keep: a directory in which the pass keeps what it has seen: if it is killed, the same call goes on, on any
+            engine. The streamed executor, which sees all batches at the end only, keeps the parts of an engine. The
+            directory's name must follow from all arguments; who calls removes it.
 
     Returns:
         The trace.
@@ -301,7 +302,7 @@ def trace(
             )  # fmt: skip
             job.centre = _means(alone, executor, engine)
             job.forward_passes = alone.forward_passes
-        if keep is not None and engine is None and executor != "streamed":
+        if keep is not None and (engine is not None or executor != "streamed"):
             job.kept = Kept(keep)
             job.kept.begin(job)
         result.executor = run_pass(job, executor, engine)
