@@ -1,6 +1,7 @@
 """Family directories: one description, every model, nothing overwritten."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from mergescope.studies.finetuned import workplace
 from mergescope.studies.opened_families import OwnFamily, family_models, family_recipe, find_family
 from mergescope.tracing.engines import LocalEngine
 from mergescope.training import preset
+from mergescope.weights.files import atomic_file
 
 
 def planned(description, out):
@@ -184,6 +186,15 @@ def test_directories_of_others_are_left_alone(inputs, tmp_path):
     with pytest.raises(StudyError, match="is a file"):
         planned(described(inputs), tmp_path / "file")
     assert contents(tmp_path) == before
+
+
+def test_what_a_killed_run_left_of_its_first_file_is_no_file_of_others(inputs, tmp_path, monkeypatch):
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(Path, "unlink", lambda *given, **how: None)
+        with atomic_file(tmp_path / "family.yaml"):
+            raise KeyboardInterrupt
+    assert len(contents(tmp_path)) == 1
+    assert planned(described(inputs), tmp_path)
 
 
 def bad_head(folder, inputs):

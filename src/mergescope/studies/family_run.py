@@ -26,6 +26,7 @@ from mergescope.training.processes import processes
 from mergescope.training.recipe import Recipe
 from mergescope.training.regimes import TrainableRow, trainable_table
 from mergescope.weights import Checkpoint
+from mergescope.weights.files import is_left_over
 
 KEPT = 2**30
 """Bytes of prepared data that stay in memory between the check and the training; others are prepared again."""
@@ -323,7 +324,8 @@ def _existing(out: Path) -> FamilyDirectory | None:
         return read_family(out)
     if out.exists() and not out.is_dir():
         raise StudyError(f"{out} is a file. Choose another --out.")
-    held = sorted(item.name for item in out.iterdir() if item.name != ".lock") if out.exists() else []
+    names = sorted(item.name for item in out.iterdir()) if out.exists() else []
+    held = [name for name in names if name != ".lock" and not is_left_over(name)]
     if held:
         raise StudyError(
             f"{out} holds other files ({', '.join(held[:4])}{', ...' * (len(held) > 4)}) and no family. Nothing was "

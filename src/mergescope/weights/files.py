@@ -33,6 +33,7 @@ TEMPORARY = r"\..+\.[a-z0-9_]{8}\.tmp(\..+)?"
 """Names of what [`atomic_file`][] and [`atomic_directory`][] write to until it is complete."""
 
 _NO_MODEL = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states).*")
+_TEMPORARY = re.compile(r"\..+\.\w{8}\.tmp(\.\w+)?")
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,22 @@ def atomic_file(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a file is what [`atomic_file`][] leaves of a process that is killed.
+
+    Args:
+        name: of the file, without its directory.
+
+    Returns:
+        True for a name that no finished file has.
+
+    Example:
+        >>> is_left_over(".family.yaml.vrzvexc8.tmp.yaml"), is_left_over("family.yaml")
+        (True, False)
+    """
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 @contextlib.contextmanager

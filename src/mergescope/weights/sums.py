@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,7 +93,9 @@ class Sums:
     @property
     def norms(self) -> list[float]:
         """``|tau_k|`` of each model."""
-        return self.products.diagonal()[1:].sqrt().tolist()
+        return [
+            math.sqrt(squared) for squared in self.products.diagonal()[1:].tolist()
+        ]  # torch rounds otherwise
 
     @property
     def distances(self) -> list[float]:
