@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Modules are compiled once, and not in each of the processes that demo and tests start, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-matrix lint docs package clean
+.PHONY: demo test test-matrix trust lint docs package clean
 
 demo: $(READY)
 	$(VENV)/bin/mergescope demo
@@ -18,6 +18,11 @@ test: $(READY)
 test-matrix:
 	failed=; for name in oldest 3.10 3.12 3.13; do tests/matrix.sh $$name || failed="$$failed $$name"; done; \
 		[ -z "$$failed" ] || { echo "Failed:$$failed"; exit 1; }
+
+# Hours: every command killed at 50 random moments, every reader given 100,000 broken files.
+trust: $(READY)
+	MERGESCOPE_KILLS=50 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -k killed_command tests/trust/test_kills.py
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/fuzz/long.py --cases 100000
 
 lint: $(READY)
 	$(VENV)/bin/ruff check src tests benchmarks

@@ -31,6 +31,10 @@ class CheckpointError(MergescopeError):
     """A checkpoint can't be found, read or trusted."""
 
 
+class DiskError(CheckpointError):
+    """A merge can't be written now; a later one can go on from what is there."""
+
+
 class MismatchError(CheckpointError):
     """Checkpoints (or a checkpoint and a model) differ in keys, shapes or dtypes.
 

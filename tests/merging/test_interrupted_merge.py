@@ -17,10 +17,10 @@ import yaml
 from written_models import mean_of, tensors, write_model
 
 import mergescope as ms
-from mergescope.errors import CheckpointError, MergescopeError
+from mergescope.errors import CheckpointError, DiskError, MergescopeError
 from mergescope.merging import execute
 from mergescope.merging import merge as merging
-from mergescope.merging.merge import DiskError, merge
+from mergescope.merging.merge import merge
 
 ZYGOTE = """
 import json, os, sys

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from mergescope.documents import read_settings
-from mergescope.errors import CheckpointError, MergescopeError
+from mergescope.errors import CheckpointError, DiskError, MergescopeError
 from mergescope.merging.card import model_card
 from mergescope.merging.execute import MAX_SHARD_BYTES, write_tensors
 from mergescope.merging.parents import Parents
@@ -145,10 +145,6 @@ def _may_pass(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-class DiskError(CheckpointError):
-    """The output can't be written now, but a later merge can go on from what is there."""
 
 
 def require_free(plan: Plan, target: Path, overwrite: bool) -> None:
