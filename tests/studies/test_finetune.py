@@ -1,5 +1,6 @@
 """Fine-tuning one model: what is kept, what is refused, what is recorded."""
 
+import shutil
 import sys
 from dataclasses import replace
 
@@ -11,6 +12,8 @@ from small_families import FAST, Killed, contents, killing, make_inputs
 from support import stand_in_for_tensorboard
 
 from mergescope.errors import MergescopeError, StudyError
+from mergescope.merging.card import front_matter
+from mergescope.merging.merge import merge
 from mergescope.models import load_model
 from mergescope.models.heads import load_head
 from mergescope.models.with_head import WithHead
@@ -85,6 +88,28 @@ def test_the_record_and_the_log_say_what_was_done(tune, inputs, tmp_path):
     assert record["base"]["digest"] == Checkpoint(inputs / "base").digest and record["steps"] == 3
     log = pq.read_table(folder / LOG).to_pydict()
     assert tuple(log) == COLUMNS and log["step"] == [1, 2, 3] and log["samples"] == [8, 8, 4]
+
+
+def test_the_card_carries_the_licence_on_and_names_no_directory(inputs, tune, tmp_path):
+    shutil.copytree(inputs / "base", tmp_path / "base")
+    stated = {"license": "apache-2.0", "pipeline_tag": "fill-mask", "base_model": "org/older"}
+    (tmp_path / "base" / "README.md").write_text(f"---\n{yaml.safe_dump(stated)}---\nThe base.\n")
+    folders = {}
+    for regime in ("full", "linearized"):
+        of_base = replace(tune, base=str(tmp_path / "base"), regime=regime)
+        folders[regime] = finetune(prepare(of_base), tmp_path / regime, progress=False, device="cpu")
+        text = (folders[regime] / "README.md").read_text()
+        assert front_matter(folders[regime]) == {
+            "base_model": ["org/older"], "base_model_relation": "finetune", "library_name": "transformers",
+            "tags": ["mergescope"], "license": "apache-2.0",
+        }  # fmt: skip
+        record = read_record(folders[regime])
+        assert str(tmp_path) not in text and record["base"]["digest"] in text
+        assert f"| test | {record['results']['test']['loss']:.4f} |" in text
+        assert ("linearised around its base" in text) == (regime == "linearized")
+    models = [{"model": str(folder), "parameters": {"weight": 1}} for folder in folders.values()]
+    merged = merge({"merge_method": "linear", "models": models}, tmp_path / "merged", progress=False)
+    assert front_matter(merged)["license"] == "apache-2.0"
 
 
 def test_no_steps_leave_the_base(tune, inputs, tmp_path):

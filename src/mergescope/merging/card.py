@@ -32,28 +32,8 @@ def model_card(plan: Plan, digests: Mapping[str, str]) -> str:
         Markdown with YAML front matter.
     """
     recipe = plan.recipe
-    fronts = {name: front_matter(getattr(model, "directory", None)) for name, model in plan.models.items()}
-    front: dict[str, Any] = {
-        "base_model": list(
-            dict.fromkeys(id for name, model in plan.models.items() for id in _ids(name, model))
-        ),
-        "base_model_relation": "merge",
-        "library_name": "transformers" if (plan.config or {}).get("architectures") else "pytorch",
-        "tags": ["merge", "mergescope"],
-    }
-    licences = {name: _licences(model) for name, model in plan.models.items()}
-    first, *others = (licence for found in licences.values() for licence in found)
-    same = all(it.get(key) == first.get(key) for it in others for key in ("license", "license_name"))
-    if first and same:  # a link may be each parent's own
-        front |= {key: value for key, value in first.items() if all(it.get(key) == value for it in others)}
-    tags = {tag for found in fronts.values() if isinstance(tag := found.get("pipeline_tag"), str)}
-    if len(tags) == 1:
-        front["pipeline_tag"] = tags.pop()
     lines = [
-        "---",
-        yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
-        "---",
-        "",
+        *front_lines("merge", plan.models, plan.config),
         f"# A merge of {len(plan.models)} models",
         "",
         f"Merged with mergescope {__version__} by the method `{recipe.method.name}` ({recipe.method.source}): "
@@ -68,7 +48,7 @@ def model_card(plan: Plan, digests: Mapping[str, str]) -> str:
         commit = getattr(model, "commit", None) or "local files"
         role = " (base)" if name == recipe.base_model else ""
         digest = digests.get(name, "not computed")
-        stated = " + ".join(dict.fromkeys(map(_told, licences[name])))
+        stated = " + ".join(dict.fromkeys(map(_told, _licences(model))))
         lines.append(f"| `{name}`{role} | {commit} | `{digest}` | {stated} |")
     lines += ["", f"Seed: {plan.seed}.", *(f"Note: {note}." for note in plan.notes)]
     text, fence = recipe.text_with_seed(plan.seed).strip(), "```"
@@ -76,6 +56,40 @@ def model_card(plan: Plan, digests: Mapping[str, str]) -> str:
         fence += "`"
     lines += ["", "## Recipe", "", f"{fence}yaml", text, fence, ""]
     return "\n".join(lines)
+
+
+def front_lines(
+    relation: str, parents: Mapping[str, Any], config: Mapping[str, Any] | None, **more: Any
+) -> list[str]:
+    """The front matter of a card: what the Hub shows of a model that was made of others.
+
+    The licence is named if all parents, adapters too, name the same one, and so is the pipeline.
+
+    Args:
+        relation: ``"merge"`` or ``"finetune"``.
+        parents: reference to opened model.
+        config: ``config.json``, or None.
+        **more: further keys; None takes one out.
+
+    Returns:
+        Lines, with an empty one at the end.
+    """
+    front: dict[str, Any] = {
+        "base_model": list(dict.fromkeys(id for name, model in parents.items() for id in _ids(name, model))),
+        "base_model_relation": relation,
+        "library_name": "transformers" if (config or {}).get("architectures") else "pytorch",
+        "tags": ["merge", "mergescope"] if relation == "merge" else ["mergescope"],
+    }
+    first, *others = (licence for model in parents.values() for licence in _licences(model))
+    same = all(it.get(key) == first.get(key) for it in others for key in ("license", "license_name"))
+    if first and same:  # a link may be each parent's own
+        front |= {key: value for key, value in first.items() if all(it.get(key) == value for it in others)}
+    fronts = [front_matter(getattr(model, "directory", None)) for model in parents.values()]
+    tags = {tag for found in fronts if isinstance(tag := found.get("pipeline_tag"), str)}
+    if len(tags) == 1:
+        front["pipeline_tag"] = tags.pop()
+    front = {key: value for key, value in {**front, **more}.items() if value is not None}
+    return ["---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), "---", ""]
 
 
 def _licences(model: Any) -> list[dict[str, Any]]:

@@ -219,7 +219,9 @@ def task_negation(
     start, points = Point.of(base), {task: Point.of(model) for task, model in models.items()}
     require_tasks(points, validation, test, control)
     if control is None and len(points) < 2:
-        raise MergescopeError("Negating the only task needs control data: give control=, or another task.")
+        raise MergescopeError(
+            "Negating the only task needs control data: give another task, or (in Python) control=."
+        )
     if control is not None and CONTROL in points:
         raise MergescopeError(f"A task is called {CONTROL!r}, as control data are: give it another name.")
     if control is not None and (control[1] is None) != (test is None):

@@ -16,6 +16,7 @@ from mergescope.errors import MergescopeError
 from mergescope.models.heads import Head, save_head
 from mergescope.models.loading import key_map
 from mergescope.models.with_head import WithHead
+from mergescope.studies.finetune_card import fine_tune_card
 from mergescope.studies.finetuned import (
     COLUMNS,
     LOG,
@@ -282,6 +283,7 @@ def _write(
         "evaluations": history.evaluations, "results": {name: dict(found) for name, found in results.items()},
         "versions": versions(),
     }  # fmt: skip
+    (folder / "README.md").write_text(fine_tune_card(record, base, config), encoding="utf-8")
     write_record(folder / RECORD, record)
 
 
