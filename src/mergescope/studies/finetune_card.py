@@ -34,7 +34,7 @@ def fine_tune_card(record: Mapping[str, Any], base: Checkpoint, config: Mapping[
     """
     task, regime, recipe = record["task"], record["regime"], record["recipe"]
     head, steps = record["head"], record["steps"]
-    told = {name: recipe[name] for name in SHOWN if recipe.get(name) not in (None, 0, "no")}
+    told = (f"{name} {recipe[name]}" for name in SHOWN if recipe.get(name) not in (None, 0, "no"))
     commit = f"commit {base.commit}" if base.commit else "local files"
     beside = "" if head is None else f"; the task's head ({head}) is in `head.safetensors`"
     samples = ", ".join(f"{count:,} {part}" for part, count in task["samples"].items())
@@ -53,7 +53,7 @@ def fine_tune_card(record: Mapping[str, Any], base: Checkpoint, config: Mapping[
         "|---|---|",
         f"| base | {base.name} ({commit}, digest `{base.digest}`) |",
         f"| samples | {samples} |",
-        f"| training | {steps:,} step{'s' * (steps != 1)}: {', '.join(f'{name} {value}' for name, value in told.items())} |",
+        f"| training | {steps:,} step{'s' * (steps != 1)}: {', '.join(told)} |",
         f"| seed | {record['seed']} |",
         "",
     ]
