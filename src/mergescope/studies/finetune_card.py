@@ -40,7 +40,10 @@ def fine_tune_card(record: Mapping[str, Any], base: Checkpoint, config: Mapping[
     samples = ", ".join(f"{count:,} {part}" for part, count in task["samples"].items())
     lines = [
         *front_lines(
-            "finetune", {base.name: base}, config, **({} if head is None else {"pipeline_tag": None})
+            "finetune",
+            {record["base"]["reference"]: base},
+            config,
+            **({} if head is None else {"pipeline_tag": None}),
         ),
         f"# {base.name}, fine-tuned on {task['name']}",
         "",
