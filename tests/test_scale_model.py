@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,12 +25,12 @@ NETWORKS = [
 ]
 
 
-def parts_of(network, workers, block, noise=0.0, seed=0):
+def parts_of(network, workers, block, noise=0.0, seed=0, machine=MACHINE):
     """Seconds of the parts of a pass."""
     jitter = np.random.default_rng(seed).uniform(1 - noise, 1 + noise, 10_000)
     sizes = model.part_sizes(network.batches, workers, network.streamed)
     return [
-        model.part_seconds(network, MACHINE, block, size) * by
+        model.part_seconds(network, machine, block, size) * by
         for size, by in zip(sizes, jitter, strict=False)
     ]
 
@@ -49,6 +50,21 @@ def test_the_formula_is_what_simulated_workers_need(network, workers):
         assert told * min(sizes) / max(sizes) * 0.999 <= exact <= told * 1.001
         noisy = [model.simulated(parts_of(network, workers, block, 0.1, seed), workers) for seed in range(20)]
         assert np.mean(noisy) == pytest.approx(exact, rel=0.1)
+
+
+@pytest.mark.parametrize("workers", [1, 8, 64])
+@pytest.mark.parametrize("network", model.NETWORKS, ids=lambda network: network.name)
+def test_every_row_of_the_table_is_what_simulated_workers_need(network, workers):
+    for models in model.COUNTS:
+        alone = model.GPU.start + model.driver_seconds(models, network, model.GPU, workers)
+        told = model.cost(models, network, model.GPU, workers).seconds - alone
+        kinds = Counter(model.blocks(models, network, model.GPU.memory))
+        exact = sum(
+            times * model.simulated(parts_of(network, workers, block, machine=model.GPU), workers)
+            for block, times in kinds.items()
+        )
+        sizes = model.part_sizes(network.batches, workers, network.streamed)
+        assert told * min(sizes) / max(sizes) * 0.999 <= exact <= told * 1.001
 
 
 def test_a_worker_that_dies_costs_one_part_and_a_start_at_most():
