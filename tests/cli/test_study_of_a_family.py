@@ -1,7 +1,7 @@
 """``mergescope study run NAME --family DIR``: the studies that are a command on somebody's family."""
 
 import pytest
-from small_families import described, make_inputs
+from small_families import described, make_inputs, save_validation
 from typer.testing import CliRunner
 
 from mergescope.cli import app
@@ -18,6 +18,8 @@ OF_FAMILIES = [study for study in STUDIES if study.command]
 def made(tmp_path_factory):
     """A family of one regime."""
     folder = make_inputs(tmp_path_factory.mktemp("inputs"))
+    for task in ("left", "right"):
+        save_validation(folder / task)
     config = described(folder, regimes=["full"])
     return plan_family(read_family_config(config), folder / "family").run(progress=False, device="cpu").path
 

@@ -374,10 +374,15 @@ def test_a_pass_that_a_killed_run_finished_is_not_made_again(tmp_path, monkeypat
     assert len(made) == 1
     again = run(False)
     assert len(made) == 2  # nothing is kept of a run that is done
-    assert [test.predicted["output"].measures for test in first.tests] == [
-        test.predicted["output"].measures for test in again.tests
-    ]
-    assert first.interactions == again.interactions
+    both = list(zip(first.rows(), again.rows(), strict=True))
+    assert len(both) > 50
+    for one, other in both:  # torch's derivatives differ in their last digits from run to run, some versions'
+        close = {
+            name: pytest.approx(value, rel=1e-4, abs=1e-7, nan_ok=True) if isinstance(value, float) else value
+            for name, value in one.items()
+            if name not in ("seconds", "peak_bytes")
+        }
+        assert {name: other[name] for name in close} == close
 
 
 # -- what must not pass ----------------------------------------------------------------------------

@@ -13,7 +13,10 @@ from test_published import make_base, make_tuned, vocabulary
 
 from mergescope.data.prompts import known_classes
 from mergescope.data.registry import TASKS
+from mergescope.models.loading import key_map, load_weights
 from mergescope.studies.published import open_family
+from mergescope.studies.published_clip import fixed_entries
+from mergescope.weights import Point
 
 BACKBONES = ("base-patch32", "base-patch16", "large-patch14")
 ROWS = len(given_models.WORDS)
@@ -30,8 +33,12 @@ def hub(root):
              ("img", "fine_label"))  # fmt: skip
     for backbone in BACKBONES:
         clip(root / "models", f"clip-vit-{backbone}")
-    for task, split in (("mnist", "train"), ("svhn", "train"), ("cifar100", "test")):
-        add_answers(root, task, split)
+    for task, split, tuned in (
+        ("mnist", "train", True),
+        ("svhn", "train", True),
+        ("cifar100", "test", False),
+    ):
+        add_answers(root, task, split, tuned)
     t5(root / "models")
     llama(root / "models")
     answers(root)
@@ -75,8 +82,11 @@ def clip(folder, name):
         make_tuned(folder / f"{name}_{task}", base, seed, "vision_model.")
 
 
-def add_answers(root, task, split):
-    """Images once more, with what the base says of them: accuracies are not 0, and tell whatever training changes."""
+def add_answers(root, task, split, tuned):
+    """Images once more, with what the base says of them: accuracies are not 0, and tell whatever training changes.
+
+    And with what the task's own fine-tune says.
+    """
     family = open_family("clip8", directory=root / "models")
     network = replace(family, tasks={task: TASKS[task]}).network(task)
     path = root / task / f"{split}.parquet"
@@ -85,8 +95,13 @@ def add_answers(root, task, split):
     processor = transformers.CLIPImageProcessor.from_pretrained(family.base)
     with torch.no_grad():
         pixels = processor(list(found[image]), return_tensors="pt")["pixel_values"]
-        said = network(pixel_values=pixels).logits.argmax(1).tolist()
-    table({image: 2 * list(found[image]), label: [*found[label], *said]}, path, found.features)
+        said = [network(pixel_values=pixels).logits.argmax(1).tolist()]
+        if tuned:
+            point = Point.of(family.towers()[1][task])
+            load_weights(network, point, key_map(network, point, fixed_entries(network)))
+            said.append(network(pixel_values=pixels).logits.argmax(1).tolist())
+    labels = [*found[label], *(answer for answers in said for answer in answers)]
+    table({image: (1 + len(said)) * list(found[image]), label: labels}, path, found.features)
 
 
 def t5(folder):
