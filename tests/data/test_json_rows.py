@@ -109,7 +109,7 @@ WRONG = {
     "after the list": ('[{"x": 1}]\nmore', 1, "expected nothing after the list's end, got 'more'"),
     "after the row": (GOOD + '{"x": 1} 5\n', 2, "expected the line's end after its mapping, got '5'"),
     "twice": (GOOD + '{"x": 1, "x": 2}', 2, "'x' occurs twice"),
-    "digits": (GOOD + '{"x": ' + "9" * 5000 + "}", 2, "4300 digits"),
+    "digits": (GOOD + '{"x": ' + "9" * 5000 + "}", 2, r"limit \(4300"),
     "large": (GOOD + '{"x": 1' + "0" * 400 + "}", 2, "'x' is a number beyond what float64 holds"),
     "deep": (GOOD + '{"x": ' + "[" * 100_000, 2, "nested too deeply"),
     "rather deep": (GOOD + '{"y": ' + "[" * 60 + "]" * 60 + "}", 2, "'y' is nested more than 20 deep"),
