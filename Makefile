@@ -14,7 +14,8 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto --dist worksteal
 
-# The suite on the oldest supported torch and transformers, and on each other Python that is installed; an hour.
+# The suite on the oldest supported torch and transformers, and on each other Python that is installed; 15 to 25 minutes
+# each on two cores.
 test-matrix:
 	failed=; for name in oldest 3.10 3.12 3.13; do tests/matrix.sh $$name || failed="$$failed $$name"; done; \
 		[ -z "$$failed" ] || { echo "Failed:$$failed"; exit 1; }
