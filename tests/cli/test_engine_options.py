@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from small_families import described, make_inputs, save_validation, weights_of
+from small_families import described, make_inputs, weights_of
 from typer.testing import CliRunner
 
 from mergescope.cli import app
@@ -31,9 +31,7 @@ def run(*arguments):
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory):
-    folder = make_inputs(tmp_path_factory.mktemp("inputs"))
-    for task in ("left", "right"):
-        save_validation(folder / task)
+    folder = make_inputs(tmp_path_factory.mktemp("inputs"), sure=True)
     config = described(folder, regimes=["full", "linearized"])
     return plan_family(read_family_config(config), folder / "family").run(progress=False, device="cpu").path
 

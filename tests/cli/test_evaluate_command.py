@@ -6,7 +6,7 @@ import pytest
 import yaml
 from given_models import family as given_family
 from given_models import labels, save_rows, texts
-from small_families import described, make_inputs, save_validation
+from small_families import described, make_inputs
 from typer.testing import CliRunner
 
 from mergescope.cli import app
@@ -38,9 +38,7 @@ def accuracies(found):
 @pytest.fixture(scope="module")
 def family(tmp_path_factory):
     folder = tmp_path_factory.mktemp("family")
-    make_inputs(folder)
-    for task in ("left", "right"):
-        save_validation(folder / task)
+    make_inputs(folder, sure=True)
     inputs = described(folder, regimes=["full", "linearized"])
     return plan_family(read_family_config(inputs), folder / "made").run(progress=False, device="cpu").path
 

@@ -1,7 +1,7 @@
 """``mergescope study run NAME --family DIR``: the studies that are a command on somebody's family."""
 
 import pytest
-from small_families import described, make_inputs, save_validation
+from small_families import described, make_inputs
 from typer.testing import CliRunner
 
 from mergescope.cli import app
@@ -17,9 +17,7 @@ OF_FAMILIES = [study for study in STUDIES if study.command]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A family of one regime."""
-    folder = make_inputs(tmp_path_factory.mktemp("inputs"))
-    for task in ("left", "right"):
-        save_validation(folder / task)
+    folder = make_inputs(tmp_path_factory.mktemp("inputs"), sure=True)
     config = described(folder, regimes=["full"])
     return plan_family(read_family_config(config), folder / "family").run(progress=False, device="cpu").path
 
