@@ -10,8 +10,8 @@ FAST = {"epochs": 1, "batch": 8, "lr": 1e-3}
 def save_task(folder, shift=0, train=24, test=9, names=WORDS, sure=False):
     """A directory with a train and a test split; the class follows from the row's number.
 
-    To be sure that no accuracy is 0, whatever a version of torch trains, the test ends in one text under every class, and
-    a validation split consists of one.
+    To be sure that no accuracy is 0, whatever a version of torch trains, the test ends in one text under every class,
+    and a validation split consists of one.
     """
     for split, count in (("train", train), ("test", test)):
         kinds = [names[(row + shift) % len(names)] for row in range(count)]

@@ -80,11 +80,9 @@ def save(
         )
     target = Path(out)
     try:
+        # Links in a circle: Python 3.13 finds them only if it is to be strict.
         here = target.resolve(strict=target.is_symlink() and target.resolve().is_symlink())
-    except (
-        RuntimeError,
-        OSError,
-    ) as error:  # links in a circle, which Python 3.13 finds only if it is to be strict
+    except (RuntimeError, OSError) as error:
         raise CheckpointError(f"{target} can't be a directory: {error}. Choose another one.") from error
     homes = [getattr(source, "directory", None) for source in _by_weight(point)]
     if any(home is not None and home.resolve() == here for home in homes):
