@@ -126,9 +126,9 @@ def test_parquet_with_other_columns_or_splits_is_refused_naming_them(tmp_path):
             "columns",
             ("img", "label"),
             ("train", "test"),
-            "'train' split with the columns image and label.*img",
+            "needs the columns image and label in its 'train' split; it has .'img', 'label'",
         ),
-        ("splits", ("image", "label"), ("train",), "'test' split with the columns image and label"),
+        ("splits", ("image", "label"), ("train",), "no split 'test'"),
     ):
         (tmp_path / name).mkdir()
         with pytest.raises(DataError, match=message):
@@ -139,17 +139,19 @@ def test_a_truncated_parquet_file_is_a_data_error(tmp_path):
     write_parquet(tmp_path)
     path = tmp_path / "mnist" / "train-00000-of-00001.parquet"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match=f"datasets can't load .*{tmp_path.name}"):
+    with pytest.raises(DataError, match=f"{path} can't be read as parquet.*the file is complete"):
         ms.digits(tmp_path)
 
 
 def test_an_empty_directory_and_a_missing_one_are_named(tmp_path):
-    with pytest.raises(DataError, match=f"datasets can't load .*{tmp_path.name}"):
+    with pytest.raises(DataError, match=f"{tmp_path.name} holds no tables .* and no images"):
         ms.digits(tmp_path)
     with pytest.raises(DataError, match=r"There is no directory '.*/nothing'"):
         ms.digits(tmp_path / "nothing")
 
 
 def test_a_hub_id_offline_is_a_data_error():
-    with pytest.raises(DataError, match="datasets can't load 'org/absent'.*a hub id needs a network"):
+    with pytest.raises(
+        DataError, match="no file or directory 'org/absent', and datasets can't load it from the hub"
+    ):
         ms.digits("org/absent")

@@ -233,6 +233,37 @@ def test_image_folders_that_mix_layouts_are_refused(tmp_path):
         load_table(tmp_path / "two")
 
 
+NAMES = ["lr[3].csv", "d*.csv", "a?.csv", "{a,b}.csv", "[!x].csv", "100%.csv", "#1.csv"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_are_patterns_are_names(tmp_path, name, suffix):
+    path = tmp_path / "runs [1]" / Path(name).with_suffix(suffix)
+    path.parent.mkdir()
+    WRITERS[f"x{suffix}"](path)
+    for other in ("lr3", "dd", "ab", "a", "y"):  # what such a pattern would find
+        (path.parent / other).with_suffix(suffix).write_bytes(path.read_bytes().replace(b"text 0", b"wrong!"))
+    assert load_table(path)[:] == ROWS
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_path_that_names_an_archive_to_the_reader_is_refused(tmp_path, suffix):
+    WRITERS[f"x{suffix}"](tmp_path / f"x{suffix}")
+    path = (tmp_path / f"x{suffix}").rename(tmp_path / f"zip::x{suffix}")
+    with pytest.raises(DataError, match=f"zip::x{suffix} has '::' in its path.*Rename it"):
+        load_table(path)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_local_files_are_read_without_a_word_to_the_hub(tmp_path, name, monkeypatch):
+    WRITERS[name](tmp_path / name)
+    asked = []
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.load, "get_session", lambda: asked.append("a session"))
+    assert load_table(tmp_path / name)[:] == ROWS and not asked
+
+
 def test_a_limit_takes_a_random_subset_in_order_and_larger_ones_contain_it(tmp_path):
     datasets.Dataset.from_dict({"row": list(range(200)), "label": [i // 100 for i in range(200)]}).to_parquet(
         tmp_path / "test.parquet"

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -180,23 +179,15 @@ def _read_idx(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_datasets(source: str) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    from datasets import load_dataset
+    from mergescope.data.sources import load_table
 
-    try:
-        loaded: Any = load_dataset(source)
-    except Exception as error:  # the library raises many kinds
-        raise DataError(
-            f"datasets can't load {source!r}: {type(error).__name__}: {error}. For a directory it must hold "
-            "parquet files of a train and a test split with the columns image and label; a hub id needs a "
-            "network."
-        ) from error
     out = []
     for part in ("train", "test"):
-        if part not in loaded or not {"image", "label"} <= set(loaded[part].column_names):
-            have = {name: loaded[name].column_names for name in loaded}
+        table = load_table(source, split=part)
+        if not {"image", "label"} <= set(table.column_names):
             raise DataError(
-                f"{source!r} needs a {part!r} split with the columns image and label; it has {have}."
+                f"{source!r} needs the columns image and label in its {part!r} split; it has {table.column_names}."
             )
-        images = np.stack([np.asarray(image.convert("L")) for image in loaded[part]["image"]])
-        out.append((images, np.asarray(loaded[part]["label"])))
+        images = np.stack([np.asarray(image.convert("L")) for image in table["image"]])
+        out.append((images, np.asarray(table["label"][:])))
     return out[0], out[1]

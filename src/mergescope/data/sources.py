@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import re
 from collections.abc import Iterator
@@ -176,15 +177,23 @@ def _read(name: str, files: list[Path]) -> datasets.Dataset:
         return datasets.Dataset(datasets.table.InMemoryTable(rows), split=datasets.NamedSplit(name))
     if suffix == ".parquet":
         _require_plausible(files)
-    options: dict[str, Any] = {}
-    if FORMATS[suffix] == "csv":
-        # By default the words "NA", "null" and "None" would be read as nothing at all.
-        options = {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False, "na_values": [""]}
+    if "::" in str(files[0]):
+        raise DataError(
+            f"{where} has '::' in its path, by which the datasets library names a file in an archive. Rename it."
+        )
+    named = [glob.escape(str(file)) for file in files]  # the library takes names for patterns
+    part = datasets.NamedSplit(name)
     try:
+        # Not load_dataset: it tells the hub, and waits for it, whenever a file is read.
         with quiet_datasets():
-            table = datasets.load_dataset(
-                FORMATS[suffix], data_files={name: [str(file) for file in files]}, split=name, **options
-            )
+            if FORMATS[suffix] == "parquet":
+                table = datasets.Dataset.from_parquet(named, part)
+            else:
+                # By default the words "NA", "null" and "None" would be read as nothing at all.
+                separator = "\t" if suffix == ".tsv" else ","
+                table = datasets.Dataset.from_csv(
+                    named, part, sep=separator, keep_default_na=False, na_values=[""]
+                )
     except Exception as error:  # the library raises many kinds
         _require_cache(where, error)
         raise DataError(

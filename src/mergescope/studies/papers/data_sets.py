@@ -304,12 +304,9 @@ def mixture(sources: Sources, out: Path, most: int | None = None, cifar_rows: in
 
 
 def _read(folder: Path, part: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    import datasets
+    from mergescope.data.sources import load_table
 
-    from mergescope.data.sources import quiet_datasets
-
-    with quiet_datasets():
-        table = datasets.Dataset.from_parquet(sorted(map(str, folder.glob(f"{part}*.parquet"))))
+    table = load_table(folder, split=part)
     if most is not None and most < len(table):
         table = table.select(np.random.default_rng(0).permutation(len(table))[:most])
     images: Any = table["image"][:]
