@@ -6,6 +6,7 @@ import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +54,10 @@ def blocks_of(page):
 
 
 def commands_of(code):
-    """The words of every command of a shell block."""
+    """The words of every command of a shell block; of a pipe, its first."""
     lines = code.replace("\\\n", " ").splitlines()
-    words = (shlex.split(part, comments=True) for line in lines for part in line.split(" && "))
+    parts = (part.split(" | ")[0] for line in lines for part in line.split(" && "))
+    words = (shlex.split(part, comments=True) for part in parts)
     return [command for command in words if command]
 
 
@@ -79,7 +81,7 @@ def run_page(page, folder):
                 said = "".join(_run(command, block.code_of_exit) for command in commands_of(block.code))
             elif block.language == "python" and block.runs:
                 exec(compile(block.code, str(page), "exec"), variables)
-            elif block.language == "text" and PINNED:
+            elif block.language == "text" and block.runs and PINNED:
                 assert _missing(block.code, said) == [], f"{page.name} shows what no command says:\n{said}"
     finally:
         os.chdir(here)
@@ -98,7 +100,12 @@ def _run(command, expected):
             cli, "quiet_packages", lambda: None
         )  # it would hold for the tests that follow
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), loud:
-            if name == "python":
+            if name == "torchrun":
+                command = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", *words]
+                ran = subprocess.run(command, capture_output=True, text=True, check=False)
+                print(ran.stdout, ran.stderr)
+                ended = ran.returncode
+            elif name == "python":
                 sys.argv = [str(ROOT / words[0]), *words[1:]]
                 runpy.run_path(sys.argv[0], run_name="__main__")
             else:

@@ -2,21 +2,24 @@
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from doc_blocks import PINNED, ROOT, blocks_of, commands_of, parse, run_page
+from doc_inputs import INPUTS
 
 from mergescope import errors
 
 DOCS = ROOT / "docs"
 PAGES = sorted([*(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "SECURITY")), *DOCS.rglob("*.md")])
 ERRORS = sorted((DOCS / "errors").glob("*.md"))
-RUN = [
-    DOCS / f"{name}.md" for name in ("guide", "research", "exit-codes", "from-mergekit", "from-fusionbench")
-] + ERRORS
+SHOWN = [page for page in PAGES if blocks_of(page)]
+# The README runs in test_readme.py; pages of results were written by studies, whose commands take minutes each.
+RUN = [page for page in SHOWN if page.name != "README.md" and "results" not in page.parts]
 FIELD = "\0"
 
 
@@ -66,8 +69,21 @@ def test_every_command_of_a_block_is_one_that_the_command_line_understands(page)
     for block in blocks_of(page):
         if block.language in ("", "bash") and block.code_of_exit == 0:
             for command in commands_of(block.code) if "mergescope " in block.code else ():
-                if command[0] == "mergescope":
+                if command[0] == "mergescope" and not command[1].startswith("--"):
                     parse(command)
+
+
+def test_the_commands_of_cluster_scripts_are_understood():
+    slurm, kubernetes = (
+        block.code
+        for block in blocks_of(DOCS / "scale.md")
+        if block.note.startswith("not run: it needs a cluster")
+    )
+    scripts = [commands_of(slurm)[-1], shlex.split(yaml.safe_load(kubernetes)["spec"]["entrypoint"])]
+    for words, name in zip(scripts, ("finetune", "evaluate"), strict=True):
+        command = words[words.index("mergescope") :]
+        assert command[1] == name and "--num-gpus" in command
+        parse(command)
 
 
 def test_a_command_with_an_unknown_option_is_not_understood():
@@ -77,14 +93,22 @@ def test_a_command_with_an_unknown_option_is_not_understood():
 
 
 @pytest.mark.parametrize("page", RUN, ids=named)
-def test_every_block_of_the_guides_runs_and_says_what_is_shown(page, tmp_path, monkeypatch):
+def test_every_block_of_a_page_runs_and_says_what_is_shown(page, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "118")
+    INPUTS.get(page.stem, lambda folder: None)(tmp_path)
     run_page(page, tmp_path)
 
 
-def test_blocks_that_are_not_run_say_why():
-    notes = [block.note for page in RUN for block in blocks_of(page) if block.note]
-    assert notes and all(re.fullmatch(r"not run: \w.{5,}|exits: \d+", note) for note in notes)
+def test_every_block_is_one_that_runs_or_says_why_not():
+    blocks = [block for page in [*RUN, ROOT / "README.md"] for block in blocks_of(page)]
+    assert len(blocks) > 60
+    for block in blocks:
+        assert re.fullmatch(r"not run: \w.{5,}|exits: \d+|", block.note), block
+        if block.runs:
+            assert block.language in ("bash", "python", "text") or (block.language, bool(block.title)) == (
+                "yaml",
+                True,
+            ), block
 
 
 @pytest.mark.skipif(not PINNED, reason="outputs are those of the pinned torch")

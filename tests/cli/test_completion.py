@@ -178,3 +178,19 @@ def test_the_script_for_a_shell_can_be_shown():
     environment = {**os.environ, "_MERGESCOPE_COMPLETE": "source_zsh"}
     done = subprocess.run([str(ENTRY)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "#compdef mergescope" in done.stdout
+
+
+def test_completion_installs_itself_in_the_shell_that_asks(tmp_path):
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    for option in ("--show-completion", "--install-completion"):
+        ran = subprocess.run(  # a shell that does not leave its place to the command
+            ["bash", "-c", f"'{ENTRY}' {option}; exit $?"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "_MERGESCOPE_COMPLETE=complete_bash" in ran.stdout or "bash completion installed" in ran.stdout
+    (script,) = (tmp_path / ".bash_completions").iterdir()
+    assert str(script) in (tmp_path / ".bashrc").read_text()
+    subprocess.run(["bash", "-n", script], check=True)
