@@ -22,6 +22,7 @@ from mergescope.protocols.linear_model import linearized_in_place
 from mergescope.tracing.engines import running_on
 from mergescope.tracing.ray_cluster import require_ray
 from mergescope.tracing.ray_engine import RayEngine
+from mergescope.tracing.ray_worker import Worker
 from mergescope.tracing.shipping import pack
 
 pytestmark = pytest.mark.ray
@@ -262,6 +263,33 @@ def test_what_the_cluster_has_no_room_for_is_refused(cluster):
             MergescopeError, match=r"No machine.*1 CPUs and 4 GPUs.*3 CPUs and 0 GPUs.*--num-gpus"
         ):
             engine.map(square, [1], "squares")
+
+
+def test_workers_of_another_version_are_refused(cluster, monkeypatch):
+    monkeypatch.setattr("mergescope.tracing.ray_pool.__version__", "9.9")
+    with (
+        RayEngine(workers=1) as engine,
+        pytest.raises(
+            MergescopeError, match=r"workers have mergescope \d.* and this is 9\.9\. Install one version"
+        ),
+    ):
+        engine.map(square, [1], "squares")
+
+
+def test_workers_that_never_start_are_told_with_the_reason(cluster, monkeypatch):
+    class Broken(Worker):
+        def __init__(self, *given):
+            raise OSError("no such package")
+
+    monkeypatch.setattr("mergescope.tracing.ray_pool.Worker", Broken)
+    with (
+        RayEngine(workers=1) as engine,
+        pytest.raises(
+            MergescopeError,
+            match=r"Workers don't start: .*no such package.*Every machine .* needs mergescope",
+        ),
+    ):
+        engine.map(square, [1], "squares")
 
 
 @pytest.mark.parametrize("how", [{"workers": 0}, {"num_cpus": 0}, {"num_gpus": -1}])

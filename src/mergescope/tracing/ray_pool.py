@@ -56,6 +56,8 @@ class Pool:
         try:
             versions = self._ray.get(ref)
         except (errors.RayActorError, errors.RayTaskError) as error:
+            if "node has died" in str(error):  # it was sent to a lost machine, before that was missed
+                return
             self._dead += 1
             if self._dead < STARTS:
                 return
