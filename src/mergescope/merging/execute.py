@@ -18,6 +18,7 @@ from mergescope.merging.plan import Job, Plan
 from mergescope.merging.shards import Shards, raw_bytes
 from mergescope.merging.streams import Apply, Chunk, Stream
 from mergescope.progress import progress_bar
+from mergescope.weights.chunks import all_finite
 
 MAX_SHARD_BYTES = 5 * 10**9
 FAITHFUL = frozenset({"linear", "task_arithmetic", "passthrough"})
@@ -173,15 +174,9 @@ def _built(plan: Plan, job: Job, stream: Stream) -> Apply:
         raise
 
 
-def _finite(values: torch.Tensor) -> bool:
-    # A sum is finite unless a term is not (or float32 overflows, which is checked again).
-    wide = values if values.dtype in (torch.float32, torch.float64) else values.float()
-    return bool(torch.isfinite(wide.sum()) or torch.isfinite(wide).all())
-
-
 def _blame(plan: Plan, job: Job, chunk: Chunk) -> None:
-    guilty = [label for label, values in zip(job.labels, chunk.models, strict=True) if not _finite(values)]
-    if chunk.base is not None and not _finite(chunk.base):
+    guilty = [label for label, values in zip(job.labels, chunk.models, strict=True) if not all_finite(values)]
+    if chunk.base is not None and not all_finite(chunk.base):
         guilty.append(f"{_base_name(plan, job)} (the base)")
     if guilty:
         raise CheckpointError(
@@ -197,7 +192,7 @@ def _base_name(plan: Plan, job: Job) -> str:
 
 
 def _require_finite(plan: Plan, job: Job, chunk: Chunk, stored: torch.Tensor) -> None:
-    if _finite(stored):
+    if all_finite(stored):
         return
     _blame(plan, job, chunk)
     for other in job.stream(plan.recipe.method):  # norms and the like carry it from one chunk to all

@@ -10,7 +10,7 @@ import torch
 from mergescope.merging.differences import config_of, grouped
 from mergescope.merging.findings import Finding
 from mergescope.merging.vocabulary import HEADS, INPUTS
-from mergescope.weights.chunks import chunks_of, in_order
+from mergescope.weights.chunks import all_finite, chunks_of, in_order
 from mergescope.weights.geometry import CHUNK, Geometry
 
 
@@ -52,6 +52,8 @@ def value_findings(models: Sequence[Any], measured: Geometry | None, threads: in
 def _count_bad(model: Any, keys: Iterable[str], threads: int) -> dict[str, int]:
     def work(key: str, start: int, stop: int) -> int:
         rows = model.rows(key, start, stop)
+        if all_finite(rows):
+            return 0
         wide = rows if rows.dtype.itemsize > 1 else rows.float()  # float8 has no isfinite
         return int((~torch.isfinite(wide)).sum())
 

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mergescope.documents import DocumentError, read_json
 from mergescope.errors import CheckpointError, PointError
 from mergescope.merging.configs import match_dtype
 from mergescope.merging.shards import Shards
 from mergescope.merging.vocabulary import TOKENIZER_FILES
 from mergescope.weights import Point
+from mergescope.weights.chunks import all_finite
 from mergescope.weights.files import PICKLES, atomic_directory
 from mergescope.weights.point import TensorSource
 
@@ -151,7 +150,7 @@ def require_replaceable(target: Path, overwrite: bool) -> None:
 def _write_tensors(shards: Shards, point: Point) -> None:
     for key in point.spec:
         tensor = point.tensor(key)
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not all_finite(tensor):
             names = ", ".join(source.name for source in point.checkpoints)
             raise CheckpointError(
                 f"The tensor {key!r} of {point!r} is NaN or infinite, so nothing was written. "

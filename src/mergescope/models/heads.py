@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mergescope.errors import CheckpointError, MergescopeError, MismatchError, did_you_mean
+from mergescope.weights.chunks import all_finite
 from mergescope.weights.files import atomic_file
 from mergescope.weights.stores import bytes_digest
 
@@ -110,7 +111,7 @@ def _problems(head: Head) -> Iterator[str]:
         if name in head.classes[:place]:
             yield f"class {place} is called {name!r}, as class {head.classes.index(name)} is"
     for key, value in head.tensors.items():
-        if not torch.isfinite(value).all():
+        if not all_finite(value):
             yield f"{key}: NaN or infinite"
 
 

@@ -19,6 +19,7 @@ from mergescope.progress import progress_bar
 from mergescope.readings import Batch, Reading
 from mergescope.tracing.kept import Kept
 from mergescope.weights import Point
+from mergescope.weights.chunks import all_finite
 
 
 @dataclass
@@ -197,7 +198,7 @@ def require_finite_outputs(points: Sequence[Point], outputs: Sequence[torch.Tens
     """
     for point, output in zip(points, outputs, strict=True):
         values = output.losses[output.counts] if isinstance(output, NextTokens) else output
-        if not torch.isfinite(values).all():
+        if not all_finite(values):
             raise CheckpointError(
                 f"The network gives NaN or infinite outputs at {point!r}. Look for exploded weights in "
                 f"{', '.join(source.name for source in point.checkpoints)}, or extrapolate less far."

@@ -13,6 +13,7 @@ import torch
 from mergescope.display import Cell, Table, View, as_html, as_pretty, frame, number
 from mergescope.documents import read_settings
 from mergescope.errors import CheckpointError, did_you_mean
+from mergescope.weights.chunks import all_finite
 from mergescope.weights.files import locate
 from mergescope.weights.pickles import PickleStore
 from mergescope.weights.point import Point, TensorSpec
@@ -194,7 +195,7 @@ class Checkpoint(Source):
         bad = []
         for key in self.keys():
             value = self.tensor(key)
-            if value.is_floating_point() and not torch.isfinite(value).all():
+            if value.is_floating_point() and not all_finite(value):
                 count = int((~torch.isfinite(value)).sum())
                 bad.append(f"{key} ({count} of {value.numel()})")
         if bad:
