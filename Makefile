@@ -11,8 +11,9 @@ export PYTHONDONTWRITEBYTECODE :=
 demo: $(READY)
 	$(VENV)/bin/mergescope demo
 
+# One worker more than cores: many tests wait for processes that they start.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal
 
 # The suite on the oldest supported torch and transformers, and on each other Python that is installed; 15 to 25 minutes
 # each on two cores.
