@@ -23,7 +23,7 @@ from mergescope.merging.plan import Plan, make_plan
 from mergescope.merging.recipe import Recipe, read_recipe
 from mergescope.merging.shards import replace_tensors
 from mergescope.merging.writer import require_replaceable, write_side_files
-from mergescope.weights.files import recover
+from mergescope.weights.files import recover, refused_by_disk
 
 RECIPE_FILE = "mergescope.yml"
 
@@ -106,8 +106,7 @@ def merge(
         _write_side_files(plan, side)
         parents = Parents() if digests else None
         write_tensors(plan, partial, parents, threads=threads, max_shard_bytes=limit, progress=progress)
-        shutil.copytree(side, partial.folder, dirs_exist_ok=True)
-        shutil.rmtree(side)
+        _move(side, partial.folder)
         if calibration is not None and plan.statistics:
             _reestimate(partial.folder, calibration, network)
         found = parents.digests(plan, threads) if parents else {}
@@ -126,16 +125,28 @@ def merge(
         if partial.begun or not partial.resumed:
             partial.abandon()
         raise
-    except OSError as error:
+    except Exception as error:
+        why = refused_by_disk(error)
+        if why is None and not isinstance(error, OSError):
+            raise
         kept = f"; what is done is kept in {partial.folder}" if partial is not None else ""
         raise DiskError(
-            f"Writing {target} failed: {error.strerror or error}. Nothing appeared under that name{kept}. Make room "
+            f"Writing {target} failed: {why or error}. Nothing appeared under that name{kept}. Make room "
             "or correct the permissions, and merge again with resume=True (--resume)."
         ) from error
     finally:
         if partial is not None:
             partial.close()
     return Path(out)
+
+
+def _move(side: Path, folder: Path) -> None:
+    for path in sorted(side.rglob("*")):
+        if path.is_file():  # what is moved needs no room
+            place = folder / path.relative_to(side)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(place)
+    shutil.rmtree(side)
 
 
 def _may_pass(error: BaseException | None) -> bool:

@@ -195,7 +195,8 @@ def _train_and_write(
 
     def keep_best() -> None:
         if accelerator.is_main_process:
-            torch.save(trained.state_dict(), best)
+            with disk_errors(best):
+                torch.save(trained.state_dict(), best)
 
     history = train(
         model, data["train"], tune.recipe, seed=tune.seed, evaluation=data["validation"], runner=accelerator,
@@ -218,7 +219,8 @@ def _train_and_write(
             found = evaluate(model, part, objective, accelerator, tune.recipe.batch)
             results[name] = dict(zip(MEASURES, found, strict=True))
     if accelerator.is_main_process:
-        _write(prepared, trained, state, history, results, work)
+        with disk_errors(work / "checkpoint"):
+            _write(prepared, trained, state, history, results, work)
     accelerator.wait_for_everyone()
 
 

@@ -277,7 +277,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, MergescopeError) or (why := _refused_by_disk(error)) is None:
+        if isinstance(error, MergescopeError) or (why := refused_by_disk(error)) is None:
             raise
         raise MergescopeError(
             f"{path} can't be written: {why}. Nothing was left under that name, and what was finished before it is "
@@ -285,12 +285,24 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _refused_by_disk(error: Exception) -> str | None:
+def refused_by_disk(error: BaseException) -> str | None:
+    """What a disk said, where it refused to be written.
+
+    Args:
+        error: of the system, or of a library that writes.
+
+    Returns:
+        The reason; None for other errors.
+
+    Example:
+        >>> refused_by_disk(OSError(28, "No space left on device")), refused_by_disk(ValueError("no"))
+        ('No space left on device', None)
+    """
     if isinstance(error, OSError) and error.errno in _DISK:
         return os.strerror(error.errno)
     # torch and safetensors say it in errors of their own.
-    torn = re.search(r"inline_container|PytorchStreamWriter|I/?O error|os error", str(error))
-    return f"only a part of it was taken ({str(error).splitlines()[0]})" if torn else None
+    torn = re.search(r"inline_container|PytorchStreamWriter|iostream error|I/?O error|os error", str(error))
+    return f"only a part of it was taken, as by a full disk ({str(error).splitlines()[0]})" if torn else None
 
 
 @contextlib.contextmanager
