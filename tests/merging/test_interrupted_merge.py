@@ -14,6 +14,7 @@ import time
 import pytest
 import torch
 import yaml
+from small_disks import small_disk
 from written_models import mean_of, tensors, write_model
 
 import mergescope as ms
@@ -307,22 +308,6 @@ def test_a_crash_between_two_renames_is_put_right(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "out"}
 
 
-@contextlib.contextmanager
-def small_disk(folder):
-    """A folder with room for 2 MB more; yields what makes room, or None where no disk can be mounted."""
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False
-    )
-    if done.returncode:
-        yield None
-        return
-    try:
-        yield lambda: subprocess.run(["mount", "-o", "remount,size=20m", folder], check=True)
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
 @pytest.mark.parametrize("foreseen", [True, False])
 def test_a_full_disk(tmp_path, monkeypatch, merged, foreseen):
     for name in "ab":
@@ -330,7 +315,7 @@ def test_a_full_disk(tmp_path, monkeypatch, merged, foreseen):
     recipe = mean_of(tmp_path / "a", tmp_path / "b")
     expected = tensors(merge(recipe, tmp_path / "expected"))
     merged.names.clear()
-    with small_disk(tmp_path / "disk") as make_room:
+    with small_disk(tmp_path / "disk", 2048) as make_room:
         out = tmp_path / "disk" / "out"
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         if make_room is None:  # the next best: files may not grow beyond 2 MB

@@ -54,10 +54,8 @@ def test_a_lost_machine_costs_what_it_was_doing_and_one_that_joins_is_used(machi
 
     def lose_one(job, machine):
         found[job] = machine
-        if (
-            len(set(found.values())) == 2 and not lost
-        ):  # its three workers start anew there until it is missed
-            lost.append(machine)
+        if len(set(found.values())) == 2 and not lost:
+            lost.append(machine)  # three workers, which start anew there until it is missed
             machines.remove_node(machines.large, allow_graceful=False)
 
     with RayEngine(machines.address, workers=4) as engine:

@@ -2,9 +2,9 @@
 
 import os
 import re
-import subprocess
 
 import pytest
+from small_disks import small_disk
 from test_kills import numbers_of, tensors_of
 
 COMMANDS = {
@@ -16,44 +16,30 @@ COMMANDS = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """Mounts a disk of so many kilobytes, or gives it room; None if this user may not."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(size, *more):
-        command = ["mount", "-t", "tmpfs", "-o", ",".join([*more, f"size={size}k"]), "tmpfs", folder]
-        return folder if not subprocess.run(command, capture_output=True, check=False).returncode else None
-
-    yield mount
-    subprocess.run(["umount", "--lazy", folder], capture_output=True, check=False)
-
-
 @pytest.mark.parametrize(
     ("name", "size"), [("merge", 36), ("finetune", 20), ("finetune", 64), ("measure", 64)]
 )
 def test_a_full_disk_is_said_and_the_same_command_goes_on_when_there_is_room(
-    inputs, commands, small_disk, tmp_path, name, size
+    inputs, commands, tmp_path, name, size
 ):
-    command, disk, room = COMMANDS[name], small_disk(size), ""
-    if disk is None:  # the next best: a limit on the size of files, where the system refuses the same calls
-        disk, room = tmp_path, 20_000
-    out = disk / "out"
-    full = commands.run(command(inputs, out), room=room)
-    assert full.code == 2 and "Traceback" not in full.stderr, full.stderr
-    assert str(out) in full.stderr and (
-        "run the same command again" in full.stderr or "--resume" in full.stderr
-    )
-    assert re.search("[Nn]o space left|full disk|File too large", full.stderr), full.stderr
-    assert not list(disk.rglob(".*.tmp*"))
-    small_disk(20_000, "remount")
-    again = commands.run(command(inputs, out))
-    assert again.code == 0, again.stderr
-    undisturbed = commands.run(command(inputs, tmp_path / "undisturbed"))
-    assert undisturbed.code == 0
-    assert tensors_of(out) == tensors_of(tmp_path / "undisturbed")
-    assert numbers_of(out) == numbers_of(tmp_path / "undisturbed")
+    command, undisturbed = COMMANDS[name], tmp_path / "undisturbed"
+    assert commands.run(command(inputs, undisturbed)).code == 0
+    with small_disk(tmp_path / "disk", size) as make_room:
+        out = tmp_path / "disk" / "out"
+        # The next best is a limit on the size of files: the system refuses the same calls.
+        full = commands.run(command(inputs, out), room=20_000 if make_room is None else "")
+        assert full.code == 2 and "Traceback" not in full.stderr, full.stderr
+        assert str(out) in full.stderr and (
+            "run the same command again" in full.stderr or "--resume" in full.stderr
+        )
+        assert re.search("[Nn]o space left|full disk|File too large", full.stderr), full.stderr
+        assert not list(out.parent.rglob(".*.tmp*"))
+        if make_room is not None:
+            make_room()
+        again = commands.run(command(inputs, out))
+        assert again.code == 0, again.stderr
+        assert tensors_of(out) == tensors_of(undisturbed)
+        assert numbers_of(out) == numbers_of(undisturbed)
 
 
 def test_a_report_that_finds_no_room_leaves_the_old_one(inputs, commands, tmp_path):

@@ -177,7 +177,7 @@ def _read(name: str, files: list[Path]) -> datasets.Dataset:
         return datasets.Dataset(datasets.table.InMemoryTable(rows), split=datasets.NamedSplit(name))
     if suffix == ".parquet":
         _require_plausible(files)
-    if "::" in str(files[0]):
+    if any("::" in str(file) for file in files):
         raise DataError(
             f"{where} has '::' in its path, by which the datasets library names a file in an archive. Rename it."
         )

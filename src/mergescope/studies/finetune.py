@@ -38,7 +38,7 @@ from mergescope.training.processes import processes
 from mergescope.training.regimes import Regime, regime
 from mergescope.weights import Checkpoint
 from mergescope.weights.chunks import torch_threads
-from mergescope.weights.files import disk_errors
+from mergescope.weights.files import atomic_file, disk_errors
 
 MEASURES = ("loss", "accuracy")
 """What a model is evaluated by."""
@@ -175,7 +175,7 @@ def finetune(
     on_cpu = accelerator.device.type == "cpu"
     logs = Logs(tensorboard, on_log) if accelerator.is_main_process else Logs()
     with torch_threads(threads if on_cpu else torch.get_num_threads()), logs as log:
-        _train_and_write(prepared, work, accelerator, log, progress)
+        _train_and_write(prepared, out, work, accelerator, log, progress)
     if accelerator.is_main_process:
         (work / "checkpoint").rename(out)
         shutil.rmtree(work)
@@ -184,7 +184,7 @@ def finetune(
 
 
 def _train_and_write(
-    prepared: Prepared, work: Path, accelerator: Any, log: Log | None, progress: bool
+    prepared: Prepared, out: Path, work: Path, accelerator: Any, log: Log | None, progress: bool
 ) -> None:
     tune = prepared.tune
     trained = prepared.regime.prepare(prepared.network).to(accelerator.device)
@@ -195,8 +195,8 @@ def _train_and_write(
 
     def keep_best() -> None:
         if accelerator.is_main_process:
-            with disk_errors(best):
-                torch.save(trained.state_dict(), best)
+            with atomic_file(best) as temporary:
+                torch.save(trained.state_dict(), temporary)
 
     history = train(
         model, data["train"], tune.recipe, seed=tune.seed, evaluation=data["validation"], runner=accelerator,
@@ -219,7 +219,7 @@ def _train_and_write(
             found = evaluate(model, part, objective, accelerator, tune.recipe.batch)
             results[name] = dict(zip(MEASURES, found, strict=True))
     if accelerator.is_main_process:
-        with disk_errors(work / "checkpoint"):
+        with disk_errors(out):
             _write(prepared, trained, state, history, results, work)
     accelerator.wait_for_everyone()
 
