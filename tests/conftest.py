@@ -7,6 +7,7 @@ _CACHE = tempfile.TemporaryDirectory(prefix="mergescope-tests-")
 os.environ["HF_HOME"] = _CACHE.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (not Ray's 15, at which its workers take minutes to start)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

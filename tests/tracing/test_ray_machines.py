@@ -1,13 +1,19 @@
 """The Ray engine on a cluster of several machines, each with an object store of its own; here they are processes."""
 
+import os
+import threading
+import time
+from functools import partial
+
 import pytest
-from engine_jobs import Job, slow
+from engine_jobs import Job, square
 from support import make_net
 from traces_compared import BATCHES, assert_equal, points_of, readings_for
 
 import mergescope as ms
 from mergescope.tracing.ray_cluster import require_ray
 from mergescope.tracing.ray_engine import RayEngine
+from mergescope.tracing.ray_worker import Worker
 
 pytestmark = pytest.mark.ray
 ray = pytest.importorskip("ray")
@@ -29,14 +35,27 @@ def machines():
     cluster.add = lambda room: cluster.add_node(num_cpus=room, **store)
     cluster.add(1)
     cluster.large = cluster.add(3)
+    cluster.lose = lambda machine: cluster.remove_node(machine, allow_graceful=False)
     yield cluster
     cluster.shutdown()
 
 
-def where(job):
-    """Take a moment; the machine that it ran on."""
-    slow(job)
-    return ray.get_runtime_context().get_node_id()
+def met(doomed, job):
+    """The machine that this ran on, when two have items at work; ``doomed`` never gets further than that."""
+    square(job)
+    here = ray.get_runtime_context().get_node_id()
+    (job.folder / f"at {here}").touch()
+    while here == doomed or len(list(job.folder.glob("at *"))) < 2:
+        time.sleep(0.05)
+    return here
+
+
+def after(path, number):
+    """The number, a second after there is a file."""
+    while not path.exists():
+        time.sleep(0.05)
+    time.sleep(1)
+    return number
 
 
 def test_a_pass_over_two_machines_gives_what_this_process_gives(machines):
@@ -50,18 +69,45 @@ def test_a_pass_over_two_machines_gives_what_this_process_gives(machines):
 
 
 def test_a_lost_machine_costs_what_it_was_doing_and_one_that_joins_is_used(machines, tmp_path):
-    items, found, lost = [Job(number, tmp_path) for number in range(12)], {}, []
+    first, second = ([Job(number, tmp_path / name) for number in range(12)] for name in ("first", "second"))
+    for job in (first[0], second[0]):
+        job.folder.mkdir()
+    lost = []
 
     def lose_one(job, machine):
-        found[job] = machine
-        if len(set(found.values())) == 2 and not lost:
-            lost.append(machine)  # three workers, which start anew there until it is missed
-            machines.remove_node(machines.large, allow_graceful=False)
+        if not lost:
+            lost.append(machines.large.node_id)  # three workers, which start anew there until it is missed
+            machines.lose(machines.large)
 
     with RayEngine(machines.address, workers=4) as engine:
-        machines_of = engine.map(where, items, "items", done=lose_one)
-        assert machines_of == [found[job] for job in items] and len(set(machines_of)) == 2 and lost
-        assert len(items) <= sum(job.runs for job in items) <= len(items) + 3
-        machines.add(1)
-        again = engine.map(where, items, "items")
-        assert len(set(again)) == 2 and set(again) - set(machines_of)
+        kept = engine.map(partial(met, machines.large.node_id), first, "items", done=lose_one)
+        assert len(set(kept)) == 1 and lost and lost[0] not in kept
+        assert len(first) < sum(job.runs for job in first) <= len(first) + 3
+        joined = machines.add(1)
+        assert set(engine.map(partial(met, None), second, "items")) == {kept[0], joined.node_id}
+
+
+def test_workers_that_start_on_a_machine_as_it_is_lost_are_not_taken_for_such_that_never_start(
+    machines, tmp_path, monkeypatch
+):
+    large = machines.add(3)
+    doomed, starting, lost = large.node_id, tmp_path / "starting", tmp_path / "lost"
+    starting.mkdir()
+
+    class Starting(Worker):
+        def __init__(self, *given):
+            while ray.get_runtime_context().get_node_id() == doomed:
+                (starting / str(os.getpid())).touch()
+                time.sleep(0.05)
+            super().__init__(*given)
+
+    def lose():
+        while len(list(starting.iterdir())) < 3:
+            time.sleep(0.05)
+        machines.lose(large)
+        lost.touch()
+
+    monkeypatch.setattr("mergescope.tracing.ray_pool.Worker", Starting)
+    threading.Thread(target=lose, daemon=True).start()
+    with RayEngine(machines.address) as engine:
+        assert engine.map(partial(after, lost), range(12), "items") == list(range(12))
