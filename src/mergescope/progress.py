@@ -55,6 +55,19 @@ def shows_bars() -> bool:
     return draws and is_first_process()
 
 
+def say(text: str) -> None:
+    """Tell what the user would wonder at, in a line on standard error.
+
+    Args:
+        text: the line.
+
+    Example:
+        >>> say("No worker has started for 60 s.")
+    """
+    if is_first_process():
+        print(text, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress_bar(label: str, total: int | None, enabled: bool = True) -> Iterator[Callable[..., None]]:
     """Show progress on standard error, if that is a terminal.

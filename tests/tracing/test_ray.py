@@ -292,6 +292,17 @@ def test_workers_that_never_start_are_told_with_the_reason(cluster, monkeypatch)
         engine.map(square, [1], "squares")
 
 
+def test_that_no_worker_starts_is_said_once(cluster, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("mergescope.tracing.ray_engine.SILENCE", 0.05)
+    with RayEngine(workers=1) as engine:
+        assert engine.map(square, jobs(tmp_path, 3), "squares") == [0, 1, 4]
+        assert (
+            capsys.readouterr().err.count("No worker has started for 0.05 s: the cluster has no free room")
+            == 1
+        )
+        assert engine.map(slow, jobs(tmp_path, 3), "squares") == [0, 1, 4] and not capsys.readouterr().err
+
+
 @pytest.mark.parametrize("how", [{"workers": 0}, {"num_cpus": 0}, {"num_gpus": -1}])
 def test_too_little_is_refused(how):
     with pytest.raises(MergescopeError, match=r"The number of .* is .*Give [01] or more"):

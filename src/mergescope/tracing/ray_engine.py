@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from mergescope.errors import MergescopeError
-from mergescope.progress import progress_bar
+from mergescope.progress import progress_bar, say
 from mergescope.tracing.ray_cluster import connect, require_ray, room_for_workers
 from mergescope.tracing.ray_pool import Pool
 from mergescope.tracing.ray_store import Sender
@@ -23,6 +23,9 @@ Result = TypeVar("Result")
 
 DEATHS = 3
 """How often an item may lose its worker before it is given up."""
+
+SILENCE = 60.0
+"""Seconds without a worker after which that is said."""
 
 SHOWN = 300
 """Characters of an item that an error shows."""
@@ -166,6 +169,7 @@ class _Call:
         self._waiting: deque[_Task] = deque()
         self._running: dict[Any, tuple[Any, _Task]] = {}
         self._failures: dict[int, tuple[str, Failure]] = {}
+        self._said = False
         self.results: dict[int, Any] = {}
         self.taken = 0
 
@@ -186,11 +190,29 @@ class _Call:
             elif not self._waiting and not self._running:
                 return
             else:
-                (ref,), _ = self._ray.wait([*self._running, *pool.starting], num_returns=1)
+                ref = self._next()
                 if ref in pool.starting:
                     pool.started(ref)
                 elif self._ended(ref):
                     advance(1)
+
+    def _next(self) -> Any:
+        """Wait for an item to end or a worker to start; where there is no worker, say so once.
+
+        Returns:
+            The reference that is ready.
+        """
+        refs = [*self._running, *self._pool.starting]
+        silence = SILENCE if not self._running and not self._said else None
+        ready, _ = self._ray.wait(refs, num_returns=1, timeout=silence)
+        if not ready:
+            self._said = True
+            say(
+                f"No worker has started for {SILENCE:g} s: the cluster has no free room for one, or is slow to start "
+                "it. Look at ray status. This goes on when one starts."
+            )
+            ready, _ = self._ray.wait(refs, num_returns=1)
+        return ready[0]
 
     def _take(self) -> None:
         """Have an item wait, if there is one: the next are read and sent only when it is at work."""
