@@ -1,5 +1,6 @@
 """Set-up shared by all tests: one torch thread, no network, no cache outside the run. ``left_out.py`` ends it."""
 
+import gc
 import os
 import tempfile
 
@@ -14,6 +15,7 @@ import torch  # noqa: E402
 from left_out import pytest_terminal_summary  # noqa: E402, F401
 
 torch.set_num_threads(1)
+gc.set_threshold(10_000)  # as a command does
 
 # A program of its own: to import it is to follow every line that runs after it.
 collect_ignore = ["fuzz/guided.py"]

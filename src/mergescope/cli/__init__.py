@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from importlib import metadata
@@ -101,6 +102,9 @@ def main() -> None:
         SystemExit: the command ended; its code is in docs/exit-codes.md.
     """
     quiet_packages()
+    gc.set_threshold(
+        10_000
+    )  # not 700: looking for garbage takes an eighth of the time of importing torch and others
     try:
         _run()
     except MergescopeError as error:
