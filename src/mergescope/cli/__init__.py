@@ -102,9 +102,7 @@ def main() -> None:
         SystemExit: the command ended; its code is in docs/exit-codes.md.
     """
     quiet_packages()
-    gc.set_threshold(
-        10_000
-    )  # not 700: looking for garbage takes an eighth of the time of importing torch and others
+    gc.set_threshold(10_000)  # not 700: looking for garbage is an eighth of heavy imports' time
     try:
         _run()
     except MergescopeError as error:
