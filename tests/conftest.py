@@ -21,6 +21,11 @@ gc.set_threshold(10_000)  # as a command does
 collect_ignore = ["fuzz/guided.py"]
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with what takes minutes: the others run beside it, and no worker waits for it in the end."""
+    items.sort(key=lambda item: item.path.name != "test_all_studies.py")
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

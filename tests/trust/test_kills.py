@@ -147,7 +147,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     assert all(running(worker) for worker in workers)
     parent.kill()
     parent.wait()
-    for _ in range(200):
+    for _ in range(1200):
         if not any(running(worker) for worker in workers):
             break
         time.sleep(0.05)
