@@ -40,20 +40,27 @@ def machines():
     cluster.shutdown()
 
 
+def wait_for(happened):
+    """Return when it has."""
+    for _ in range(6000):
+        if happened():
+            return
+        time.sleep(0.05)
+    raise TimeoutError("It has not happened in five minutes.")
+
+
 def met(doomed, job):
     """The machine that this ran on, when two have items at work; ``doomed`` never gets further than that."""
     square(job)
     here = ray.get_runtime_context().get_node_id()
     (job.folder / f"at {here}").touch()
-    while here == doomed or len(list(job.folder.glob("at *"))) < 2:
-        time.sleep(0.05)
+    wait_for(lambda: here != doomed and len(list(job.folder.glob("at *"))) == 2)
     return here
 
 
 def after(path, number):
     """The number, a second after there is a file."""
-    while not path.exists():
-        time.sleep(0.05)
+    wait_for(path.exists)
     time.sleep(1)
     return number
 
@@ -76,7 +83,7 @@ def test_a_lost_machine_costs_what_it_was_doing_and_one_that_joins_is_used(machi
 
     def lose_one(job, machine):
         if not lost:
-            lost.append(machines.large.node_id)  # three workers, which start anew there until it is missed
+            lost.append(machines.large.node_id)  # three workers
             machines.lose(machines.large)
 
     with RayEngine(machines.address, workers=4) as engine:
@@ -96,14 +103,13 @@ def test_workers_that_start_on_a_machine_as_it_is_lost_are_not_taken_for_such_th
 
     class Starting(Worker):
         def __init__(self, *given):
-            while ray.get_runtime_context().get_node_id() == doomed:
+            if ray.get_runtime_context().get_node_id() == doomed:
                 (starting / str(os.getpid())).touch()
-                time.sleep(0.05)
+                time.sleep(300)
             super().__init__(*given)
 
     def lose():
-        while len(list(starting.iterdir())) < 3:
-            time.sleep(0.05)
+        wait_for(lambda: len(list(starting.iterdir())) == 3)
         machines.lose(large)
         lost.touch()
 

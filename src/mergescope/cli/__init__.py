@@ -37,7 +37,7 @@ from mergescope.cli.commands import INTERRUPTED, command, last_interruption
 from mergescope.cli.data_options import takes_rows
 from mergescope.cli.engine_options import takes_engine
 from mergescope.errors import MergescopeError, printable
-from mergescope.progress import is_first_process, quiet_packages
+from mergescope.progress import is_first_process, quiet_packages, say
 
 app = typer.Typer(
     name="mergescope",
@@ -115,8 +115,8 @@ def main() -> None:
         )
         sys.exit(2)
     except SystemExit as end:
-        if end.code == INTERRUPTED and is_first_process():
-            print(f"Interrupted. {last_interruption()}", file=sys.stderr)
+        if end.code == INTERRUPTED:
+            say(f"Interrupted. {last_interruption()}")
         raise
 
 
