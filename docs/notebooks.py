@@ -12,6 +12,7 @@ import io
 import os
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -34,6 +35,9 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS":
 def run(path: Path, timeout: int = 600) -> nbformat.NotebookNode:
     """Run a notebook, in its own directory and a new kernel.
 
+    A kernel that does not end within seconds is killed, and can't remove its temporary files: it has a place for
+    them that is removed here.
+
     Args:
         path: the notebook; the file stays as it is.
         timeout: seconds a cell may take.
@@ -42,8 +46,10 @@ def run(path: Path, timeout: int = 600) -> nbformat.NotebookNode:
         The notebook with its outputs, cleaned.
     """
     book = nbformat.read(path, as_version=4)
-    before = {name: os.environ.get(name) for name in OFFLINE}
-    os.environ.update(OFFLINE)  # a kernel inherits them
+    temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    given = {**OFFLINE, "TMPDIR": temporary.name}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)  # a kernel inherits them
     try:
         where = {"metadata": {"path": str(path.parent)}}
         # one output for one cell's printing: a slow kernel sends it in parts
@@ -53,6 +59,7 @@ def run(path: Path, timeout: int = 600) -> nbformat.NotebookNode:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+        temporary.cleanup()
     return cleaned(book)
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import tempfile
 
 _CACHE = tempfile.TemporaryDirectory(prefix="mergescope-tests-")
@@ -19,6 +20,22 @@ gc.set_threshold(10_000)  # as a command does
 
 # A program of its own: to import it is to follow every line that runs after it.
 collect_ignore = ["fuzz/guided.py"]
+
+
+SPACE = 5e9
+"""Bytes that the whole suite needs for temporary files: models of hundreds of megabytes, several at once."""
+
+
+def pytest_configure(config):
+    """Refuse to begin what would fail in its middle, test after test, without a word on the cause."""
+    whole = config.args == config.getini("testpaths") and not hasattr(config, "workerinput")
+    place = tempfile.gettempdir()
+    free = shutil.disk_usage(place).free
+    if whole and free < SPACE:
+        raise pytest.UsageError(
+            f"the tests need {SPACE / 1e9:.0f} GB in {place}, where {free / 1e9:.1f} are free: "
+            "make room, or set TMPDIR to another directory"
+        )
 
 
 def pytest_collection_modifyitems(items):

@@ -16,7 +16,7 @@ def commands(tmp_path_factory):
 
 
 @pytest.fixture
-def close():
+def close(tmp_path):  # closed ones are opened before tmp_path is removed
     """Closes directories with all that is in them, until the test ends."""
     closed = []
 
