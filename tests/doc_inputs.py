@@ -49,6 +49,12 @@ def _protocols(folder):
         save(network, folder / "org" / name)
     for name in ("spam", "noun"):
         save_rows(folder / "data" / name / "test.csv", texts(12), label=labels(12, 2))
+    start = make("LlamaForCausalLM")
+    save(start, folder / "org" / "model")
+    save(make("LlamaForCausalLM", 1, start), folder / "runs" / "rude")
+    for seed, name in enumerate(("rude", "wiki")):
+        for shift, split in enumerate(("validation", "test")):
+            save_rows(folder / "data" / name / f"{split}.csv", texts(12, seed=2 * seed + shift))
 
 
 INPUTS = {

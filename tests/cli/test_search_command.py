@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from mergescope.cli import app
 from mergescope.errors import DataError, MergescopeError, PointError, StudyError
 from mergescope.protocols.arithmetic import task_addition
+from mergescope.protocols.forgetting import task_negation
 from mergescope.protocols.measure import Settings
 from mergescope.protocols.tuning import ArithmeticSettings
 from mergescope.studies.family_file import read_family_config
@@ -248,6 +249,79 @@ def test_several_data_sets_of_one_fine_tune_are_refused(tmp_path, more):
         data.append(f"{name}={tmp_path / name}")
     with pytest.raises(MergescopeError, match="the data of every fine-tune's task.* one for each of a"):
         told("--base", given["base"], "--models", given["a"], "--data", *data, *more)
+
+
+@pytest.fixture(scope="module")
+def speakers(tmp_path_factory):
+    """A language model, two fine-tunes of it, and texts of their tasks and of a third kind, by name."""
+    folder = tmp_path_factory.mktemp("speakers")
+    start = make("LlamaForCausalLM")
+    for seed, name in enumerate(("base", "rude", "terse")):
+        save(make("LlamaForCausalLM", seed, start) if seed else start, folder / name)
+    for shift, name in enumerate(("rude", "terse", "wiki")):
+        for split, count in (("validation", 16), ("test", 12)):
+            save_rows(folder / "texts" / name / f"{split}.csv", texts(count, seed=10 * shift + count))
+    return folder
+
+
+def negated(folder, *models):
+    data = [f"{name}={folder / 'texts' / name}" for name in models]
+    return [
+        "--base",
+        folder / "base",
+        "--models",
+        *(folder / name for name in models),
+        "--data",
+        *data,
+        *GRID,
+        "--negate",
+    ]
+
+
+@pytest.mark.parametrize("models", [("rude",), ("rude", "terse")])
+def test_negation_keeps_control_data_up(speakers, tmp_path, models):
+    wiki = speakers / "texts" / "wiki"
+    words = [*negated(speakers, *models), "--control-data", wiki]
+    plan, found = told(*words, "--dry-run"), told(*words, "--out", tmp_path / "run")
+    tuned = by(found, kind="negation", points="tuned", measure="target accuracy")
+    known = [row for row in tuned if row["parameter"] in (0, 1)]  # a pass on each of two data sets less
+    assert plan["forward_passes"] == found["cost"]["forward_passes"] + 2 * len(known)
+    assert plan["samples"]["validation control"] == {"wiki": 16}
+    every = (*models, "wiki")
+    data = DataOptions(tuple(f"{name}={speakers / 'texts' / name}" for name in every), limit=None)
+    references = [str(speakers / name) for name in (*models, "base")]  # a model for each data set
+    named = [*references[:-1], f"wiki={references[-1]}"]
+    parts = open_parts(None, None, references[-1], named, data, ("validation", "test"), Settings())
+    held = [{name: part.data[name] for name in models} for part in parts.values()]
+    control = tuple(part.data["wiki"] for part in parts.values())
+    points = {name: parts["test"].models[name] for name in models}
+    settings = ArithmeticSettings((0, 0.25, 0.5, 1), extend=False, progress=False)
+    want = task_negation(parts["test"].base, points, *held, settings, control=control)
+    assert [row["mean"] for row in found["results"]] == [row["mean"] for row in want.rows()]
+    assert want.test[0].control["rude"].mean != want.test[0].target["rude"].mean
+    shown = run(*words)
+    assert "control accuracy on wiki, at least 95 %" in shown and "test, tuned" in shown
+    stored = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    assert stored["provenance"]["validation control"]["data"]["wiki"]["samples"] == 16
+    assert "control" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_control_data_that_can_judge_nothing_are_refused(speakers, full, tmp_path):
+    words = negated(speakers, "rude")
+    wiki = speakers / "texts" / "wiki"
+    with pytest.raises(MergescopeError, match="needs control data: give some .--control-data"):
+        told(*words)
+    with pytest.raises(MergescopeError, match="--control-data is of --negate: give it too"):
+        told(*words[:-1], "--control-data", wiki)
+    with pytest.raises(DataError, match=f"called like the task 'rude'.*NAME={speakers}"):
+        told(*words, "--control-data", speakers / "texts" / "rude")
+    with pytest.raises(DataError, match="wikipedia"):
+        told(*words, "--control-data", speakers / "texts" / "wikipedia")
+    with pytest.raises(MergescopeError, match="heads of their own: leave --control-data out"):
+        told(*full, "--negate", "--control-data", wiki)
+    save_rows(tmp_path / "one" / "test.csv", texts(8, seed=3))
+    with pytest.raises(MergescopeError, match="validation"):
+        told(*words, "--control-data", tmp_path / "one")
 
 
 def test_what_is_wrong_is_said_before_anything_is_run(full):

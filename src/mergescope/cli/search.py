@@ -31,6 +31,7 @@ def search(
     objective: Annotated[str, typer.Option(help="accuracy, loss; unlabelled: entropy, agreement.")] = "auto",
     random: Annotated[bool, typer.Option("--random", help="Random search as well, at equal passes.")] = False,
     negate: Annotated[bool, typer.Option("--negate", help="Forget each task, and keep the others up.")] = False,
+    control_data: Annotated[str | None, typer.Option(help="What --negate keeps up (default: other tasks).")] = None,
     methods: Annotated[list[str] | None, typer.Option(help="Compare ties:density=0.2, tsv ..., or usual.")] = None,
     grid: Annotated[list[float] | None, typer.Option(help="Coefficients (0, 0.05 ... 1).")] = None,
     extend: Annotated[bool, typer.Option(help="Go on while the grid's end is the best.")] = True,
@@ -55,7 +56,8 @@ def search(
     normalised accuracy. --coefficients: one of each task's own, by a surrogate of the
     outputs that few points are passed through; the single lambda is kept unless they
     are clearly better. --negate: base - lambda * task vector, each task's accuracy
-    as low as 95 % of the pretrained control accuracy on the other tasks allows.
+    as low as 95 % of the base's accuracy on control data allows: the other tasks, or
+    --control-data, which a single task needs.
     --methods: merge methods in the same protocol, each as it is and tuned.
 
     Without labels: --coefficients --objective agreement (with the single-task models);
@@ -74,7 +76,7 @@ def search(
     from mergescope.reports import build_report
     from mergescope.studies.arithmetic import SEARCH, merge_command, to_dict, write_recipe, write_result
     from mergescope.studies.given import DataOptions
-    from mergescope.studies.protocol_runs import open_models, open_parts, running
+    from mergescope.studies.protocol_runs import open_control, open_models, open_parts, running
     from mergescope.studies.rundir import open_run
     from mergescope.studies.search_plans import plan_coefficients, plan_search
 
@@ -86,8 +88,13 @@ def search(
         )
     if coefficients and (not extend or up_to != ArithmeticSettings().limit):
         raise MergescopeError("--extend and --up-to are of the search for one coefficient: leave them out.")
-    if control != ArithmeticSettings().control_share and not negate:
-        raise MergescopeError("--control is of --negate: give it too.")
+    asked = {
+        "--control": control != ArithmeticSettings().control_share,
+        "--control-data": control_data is not None,
+    }
+    for option, said in asked.items():
+        if said and not negate:
+            raise MergescopeError(f"{option} is of --negate: give it too.")
     names = [name for text in methods or () for name in (DEFAULT_METHODS if text == "usual" else [text])]
     ways = [Way.parse(name) for name in names] if methods else None
     passes: dict[str, Any] = {"linearized": linearized, "executor": executor, "device": device, "seed": seed}
@@ -112,6 +119,8 @@ def search(
     else:
         parts = open_parts(*given, (validation_split or "validation", split), Settings(**passes), dtype)
     opened = parts["validation"]
+    if control_data is not None:
+        parts |= open_control(parts, control_data)
     for way in ways or ():
         way.check(len(opened.models))
     if dry_run:
@@ -136,7 +145,7 @@ def _found(parts: Any, settings: Any, coefficients: bool, negate: bool, ways: li
     from mergescope.protocols.arithmetic import task_addition
     from mergescope.protocols.coefficients import search_coefficients
     from mergescope.protocols.compare import compare_methods
-    from mergescope.protocols.forgetting import task_negation
+    from mergescope.protocols.forgetting import CONTROL, task_negation
 
     base, models = parts["validation"].base, parts["validation"].models
     validation = parts["validation"].tasks
@@ -145,7 +154,11 @@ def _found(parts: Any, settings: Any, coefficients: bool, negate: bool, ways: li
         return search_coefficients(base, models, validation, test, settings)
     if ways is not None:
         return compare_methods(base, models, validation, test, ways, settings)
-    return (task_negation if negate else task_addition)(base, models, validation, test, settings)
+    if negate:
+        both = [parts[part] for part in (f"validation {CONTROL}", f"test {CONTROL}") if part in parts]
+        control: Any = tuple(opened.given.held[0] for opened in both) or None
+        return task_negation(base, models, validation, test, settings, control=control)
+    return task_addition(base, models, validation, test, settings)
 
 
 def _require_one(coefficients: bool, negate: bool, methods: list[str] | None) -> None:

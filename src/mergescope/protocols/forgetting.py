@@ -220,7 +220,7 @@ def task_negation(
     require_tasks(points, validation, test, control)
     if control is None and len(points) < 2:
         raise MergescopeError(
-            "Negating the only task needs control data: give another task, or (in Python) control=."
+            "Negating the only task needs control data: give some (--control-data, in Python control=) or another task."
         )
     if control is not None and CONTROL in points:
         raise MergescopeError(f"A task is called {CONTROL!r}, as control data are: give it another name.")

@@ -14,7 +14,7 @@ from mergescope.reports.html import Parts
 from mergescope.reports.measured_tables import facts_grid
 from mergescope.reports.prediction_page import prediction_page
 from mergescope.reports.protocol_evaluation import evaluation_page
-from mergescope.reports.protocol_view import AGAIN, Shown, Stored, load_stored
+from mergescope.reports.protocol_view import AGAIN, Shown, Stored, load_stored, parts_of
 from mergescope.reports.protocol_words import TERMS, sources_of
 from mergescope.reports.search_addition import addition_page
 from mergescope.reports.search_coefficients import coefficients_page
@@ -78,9 +78,7 @@ def protocol_page(path: Path, about: Mapping[str, Any]) -> Parts:
 
 def _content(stored: Stored, shown: Shown, about: Mapping[str, Any]) -> dict[str, Any]:
     provenance = stored.provenance
-    parts = {
-        name: provenance[name] for name in ("validation", "test") if isinstance(provenance.get(name), dict)
-    }
+    parts = parts_of(provenance)
     name, first = next(iter(parts.items()))
     models, base = list(first["models"]), None
     if (about["config"].get(name) or {}).get("base") is not None:

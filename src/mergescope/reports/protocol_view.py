@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergescope.errors import StudyError
+from mergescope.protocols.forgetting import CONTROL
 from mergescope.reports.tables import Grid
 from mergescope.studies.rundir import RESULTS, Row, read_rows
 
@@ -124,9 +125,9 @@ def load_stored(path: Path, about: Mapping[str, Any]) -> Stored:
         raise StudyError(f"{path / 'run.yaml'} lacks the cost under 'provenance'. {AGAIN}")
     if "says" not in provenance:
         raise StudyError(f"{path / 'run.yaml'} lacks 'says', the printed table, under 'provenance'. {AGAIN}")
-    parts = [provenance[name] for name in ("test", "validation") if isinstance(provenance.get(name), dict)]
+    parts = parts_of(provenance)
     if not parts or not all(
-        isinstance(part.get(what), dict) for part in parts for what in ("models", "data")
+        isinstance(part.get(what), dict) for part in parts.values() for what in ("models", "data")
     ):
         raise StudyError(
             f"{path / 'run.yaml'} lacks the models and data under 'provenance: test' (or validation). {AGAIN}"
@@ -135,6 +136,20 @@ def load_stored(path: Path, about: Mapping[str, Any]) -> Stored:
     if not rows:
         raise StudyError(f"{path / RESULTS} is empty. {AGAIN}")
     return Stored(path, rows, settings, provenance)
+
+
+def parts_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run was given: models and data to choose by, and to report of.
+
+    Args:
+        provenance: of ``run.yaml``.
+
+    Returns:
+        Part to what is told of it: ``validation`` and ``test``, or one of them; of negation perhaps
+        ``validation control`` and ``test control`` too.
+    """
+    names = [f"{part}{more}" for more in ("", f" {CONTROL}") for part in ("validation", "test")]
+    return {name: provenance[name] for name in names if isinstance(provenance.get(name), dict)}
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 
-from mergescope.errors import MergescopeError, StudyError
+from mergescope.data import parse_data_option
+from mergescope.errors import DataError, MergescopeError, StudyError
 from mergescope.models.calling import split_batch, to_device
 from mergescope.models.features import Features
+from mergescope.models.with_head import WithHead
 from mergescope.plain import plain
+from mergescope.protocols.forgetting import CONTROL
 from mergescope.protocols.linear_model import in_linear_model
 from mergescope.protocols.measure import HeldOut, Settings
 from mergescope.protocols.resume import resumable
@@ -196,6 +199,44 @@ def open_parts(
     validation = replace(found, given=replace(found.given, held=held))
     require_apart(validation, test)
     return {"validation": validation, "test": test}
+
+
+def open_control(parts: Mapping[str, Opened], spec: str) -> dict[str, Opened]:
+    """Open control data of negation: what a model shall still do when it has forgotten a task.
+
+    Args:
+        parts: ``validation`` and ``test``, whose models, splits and options for data these have too.
+        spec: the data, ``NAME=hub id or path`` or without a name.
+
+    Returns:
+        ``validation control`` and ``test control``, each with one data set, in the network of all tasks.
+
+    Raises:
+        DataError: the data can't be read, don't fit the models, or have a task's name.
+        MergescopeError: tasks have heads of their own, none of which is one for control data.
+    """  # noqa: DOC502 (raised by what this calls)
+    name, _ = parse_data_option(spec)
+    found = {}
+    for part, opened in parts.items():
+        first = opened.given.held[0]
+        if any(held.model is not first.model for held in opened.given.held) or isinstance(
+            first.model, WithHead
+        ):
+            raise MergescopeError(
+                "Control data need one network for all tasks, and these tasks have heads of their own: leave "
+                "--control-data out, and the other tasks are what is kept up."
+            )
+        if name in opened.data:
+            raise DataError(
+                f"The control data are called like the task {name!r}. Give them a name of their own: NAME={spec}."
+            )
+        options = replace(
+            opened.given.options, data=replace(opened.given.options.data, specs=(spec,), tasks={})
+        )
+        given = prepare(options)
+        held = replace(given.held[0], model=first.model, owner=None)
+        found[f"{part} {CONTROL}"] = replace(opened, given=replace(given, held=[held]))
+    return found
 
 
 def require_apart(validation: Opened, test: Opened) -> None:

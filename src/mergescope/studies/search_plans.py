@@ -10,6 +10,7 @@ from mergescope.errors import PointError
 from mergescope.protocols.coefficients import SearchSettings, planned_points
 from mergescope.protocols.compare import Way
 from mergescope.protocols.evaluation import Model, planned_passes
+from mergescope.protocols.forgetting import CONTROL
 from mergescope.protocols.search import addition_line
 from mergescope.protocols.tuning import ArithmeticSettings
 from mergescope.studies.protocol_runs import Opened, cost
@@ -81,7 +82,8 @@ def plan_search(
     """What a search will cost if the grid's end does not bind; each further point costs a pass a task.
 
     Args:
-        parts: ``validation``, the data to choose by, and ``test``, the data to report of.
+        parts: ``validation``, the data to choose by, and ``test``, the data to report of; for negation perhaps
+            ``validation control`` and ``test control``.
         settings: of the search.
         negate: negation in place of addition.
         ways: methods to compare in place of both.
@@ -95,26 +97,30 @@ def plan_search(
     opened = parts["validation"]
     base, models = opened.base, {task: opened.models[task] for task in opened.tasks}
     grid = settings.parts()[0]
-    choosing: dict[str, list[Model]]
-    reporting: dict[str, list[Model]]
+    passes: dict[str, Mapping[str, Iterable[Model]]]
     if ways is not None:
         return _plan_methods(parts, grid, ways, settings)
     if negate:
         lines = {
             task: [base - lam * (model - base) for lam in (0.0, *grid)] for task, model in models.items()
         }
-        choosing = {task: [point for line in lines.values() for point in line] for task in models}
-        ends = [base, *(2 * base - model for model in models.values())]
-        reporting = {
-            task: [*ends, *(base - SOME * (model - base) for model in models.values())] for task in models
+        ends = {
+            task: [base, 2 * base - model, base - SOME * (model - base)] for task, model in models.items()
         }
         names = [f"base - {lam:g} * {task}" for task in models for lam in grid]
-    else:
-        line = addition_line(base, list(models.values()), grid)
-        choosing = {task: [*line.values(), model] for task, model in models.items()}
-        shared = addition_line(base, list(models.values()), [1, SOME]).values()
-        reporting = {task: [base, mean(models.values()), *shared, model] for task, model in models.items()}
-        names = [f"base + {lam:g} * sum" for lam in grid]
+        passes = {}
+        for part, each in (("validation", lines), ("test", ends)):
+            every = [point for line in each.values() for point in line]
+            controlled = parts.get(f"{part} {CONTROL}")
+            passes[part] = each if controlled else dict.fromkeys(models, every)
+            if controlled:
+                passes[f"{part} {CONTROL}"] = dict.fromkeys(controlled.data, every)
+        return _plan(names, parts, passes, settings)
+    line = addition_line(base, list(models.values()), grid)
+    choosing = {task: [*line.values(), model] for task, model in models.items()}
+    shared = addition_line(base, list(models.values()), [1, SOME]).values()
+    reporting = {task: [base, mean(models.values()), *shared, model] for task, model in models.items()}
+    names = [f"base + {lam:g} * sum" for lam in grid]
     return _plan(names, parts, {"validation": choosing, "test": reporting}, settings)
 
 
