@@ -84,6 +84,15 @@ def test_help_has_no_colours_in_a_pipe():
     assert "\x1b" not in elsewhere(arguments, TERM="xterm-256color").stdout
 
 
+def test_paragraphs_of_help_are_as_wide_as_the_terminal():
+    arguments = ["-m", "mergescope", "search", "--help"]
+    for columns in (60, 200):
+        shown = [line.rstrip() for line in elsewhere(arguments, COLUMNS=str(columns)).stdout.splitlines()]
+        first = next(place for place, line in enumerate(shown) if "Addition (the default)" in line)
+        paragraph = shown[first : shown.index("", first)]
+        assert len(paragraph) > 2 and min(map(len, paragraph[:-1])) > columns - 20, paragraph
+
+
 def test_bars_are_for_terminals_that_can_draw_them():
     shown = in_terminal(["-c", BAR], TERM="xterm-256color")
     assert "counting (sheep)" in shown and "3/3" in shown

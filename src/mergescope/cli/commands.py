@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -126,7 +128,9 @@ def command(app: typer.Typer, name: str, *many: str) -> Callable[[Command], Comm
                 _last["words"] = known or after_interruption(name, given)
                 raise typer.Exit(INTERRUPTED) from None
 
-        app.command(name, cls=many_values(*many))(completed(run))
+        # Rich would keep the ends of lines that a docstring has: paragraphs are as wide as the terminal.
+        words = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(function) or "")
+        app.command(name, cls=many_values(*many), help=words)(completed(run))
         return function
 
     return add
