@@ -319,6 +319,14 @@ def test_control_data_that_can_judge_nothing_are_refused(speakers, full, tmp_pat
         told(*words, "--control-data", speakers / "texts" / "wikipedia")
     with pytest.raises(MergescopeError, match="heads of their own: leave --control-data out"):
         told(*full, "--negate", "--control-data", wiki)
+    body = make("BertModel")
+    save(body, tmp_path / "body")
+    save(make("BertForSequenceClassification", 1, body), tmp_path / "a")
+    for split in ("validation", "test"):
+        save_rows(tmp_path / "x" / f"{split}.csv", texts(9, seed=len(split)), label=labels(9, 2))
+    with pytest.raises(MergescopeError, match="heads of their own: leave --control-data out"):
+        told("--base", tmp_path / "body", "--models", tmp_path / "a", "--data", f"a={tmp_path / 'x'}", "--negate",
+             "--control-data", f"y={tmp_path / 'x'}")  # fmt: skip
     save_rows(tmp_path / "one" / "test.csv", texts(8, seed=3))
     with pytest.raises(MergescopeError, match="validation"):
         told(*words, "--control-data", tmp_path / "one")

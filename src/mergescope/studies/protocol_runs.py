@@ -17,7 +17,6 @@ from mergescope.data import parse_data_option
 from mergescope.errors import DataError, MergescopeError, StudyError
 from mergescope.models.calling import split_batch, to_device
 from mergescope.models.features import Features
-from mergescope.models.with_head import WithHead
 from mergescope.plain import plain
 from mergescope.protocols.forgetting import CONTROL
 from mergescope.protocols.linear_model import in_linear_model
@@ -209,7 +208,7 @@ def open_control(parts: Mapping[str, Opened], spec: str) -> dict[str, Opened]:
         spec: the data, ``NAME=hub id or path`` or without a name.
 
     Returns:
-        ``validation control`` and ``test control``, each with one data set, in the network of all tasks.
+        ``validation control`` and ``test control``, each with one data set, in the base's network.
 
     Raises:
         DataError: the data can't be read, don't fit the models, or have a task's name.
@@ -218,12 +217,9 @@ def open_control(parts: Mapping[str, Opened], spec: str) -> dict[str, Opened]:
     name, _ = parse_data_option(spec)
     found = {}
     for part, opened in parts.items():
-        first = opened.given.held[0]
-        if any(held.model is not first.model for held in opened.given.held) or isinstance(
-            first.model, WithHead
-        ):
+        if set(opened.given.homes.values()) != {next(iter(opened.given.sources))}:  # the base's network
             raise MergescopeError(
-                "Control data need one network for all tasks, and these tasks have heads of their own: leave "
+                "Control data run through the base's network, and these tasks have heads of their own: leave "
                 "--control-data out, and the other tasks are what is kept up."
             )
         if name in opened.data:
@@ -234,7 +230,7 @@ def open_control(parts: Mapping[str, Opened], spec: str) -> dict[str, Opened]:
             opened.given.options, data=replace(opened.given.options.data, specs=(spec,), tasks={})
         )
         given = prepare(options)
-        held = replace(given.held[0], model=first.model, owner=None)
+        held = replace(given.held[0], model=opened.given.held[0].model, owner=None)
         found[f"{part} {CONTROL}"] = replace(opened, given=replace(given, held=[held]))
     return found
 
