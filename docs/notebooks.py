@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 from nbclient import NotebookClient
@@ -46,20 +47,15 @@ def run(path: Path, timeout: int = 600) -> nbformat.NotebookNode:
         The notebook with its outputs, cleaned.
     """
     book = nbformat.read(path, as_version=4)
-    temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    given = {**OFFLINE, "TMPDIR": temporary.name}
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)  # a kernel inherits them
-    try:
-        where = {"metadata": {"path": str(path.parent)}}
+    where = {"metadata": {"path": str(path.parent)}}
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary,
+        mock.patch.dict(os.environ, {**OFFLINE, "TMPDIR": temporary}),  # a kernel inherits them
+    ):
         # one output for one cell's printing: a slow kernel sends it in parts
         NotebookClient(
             book, timeout=timeout, kernel_name="python3", resources=where, coalesce_streams=True
         ).execute()
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-        temporary.cleanup()
     return cleaned(book)
 
 

@@ -303,7 +303,7 @@ def test_negation_keeps_control_data_up(speakers, tmp_path, models):
     assert "control accuracy on wiki, at least 95 %" in shown and "test, tuned" in shown
     stored = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
     assert stored["provenance"]["validation control"]["data"]["wiki"]["samples"] == 16
-    assert "control" in (tmp_path / "run" / "report.html").read_text()
+    assert "validation control: 16 samples of wiki" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_control_data_that_can_judge_nothing_are_refused(speakers, full, tmp_path):
@@ -313,8 +313,10 @@ def test_control_data_that_can_judge_nothing_are_refused(speakers, full, tmp_pat
         told(*words)
     with pytest.raises(MergescopeError, match="--control-data is of --negate: give it too"):
         told(*words[:-1], "--control-data", wiki)
-    with pytest.raises(DataError, match=f"called like the task 'rude'.*NAME={speakers}"):
-        told(*words, "--control-data", speakers / "texts" / "rude")
+    for spec in (speakers / "texts" / "rude", f"rude={wiki}"):
+        place = str(spec).partition("=")[2] or spec
+        with pytest.raises(DataError, match=f"called like the task 'rude'.*: NAME={place}\\."):
+            told(*words, "--control-data", spec)
     with pytest.raises(DataError, match="wikipedia"):
         told(*words, "--control-data", speakers / "texts" / "wikipedia")
     with pytest.raises(MergescopeError, match="heads of their own: leave --control-data out"):

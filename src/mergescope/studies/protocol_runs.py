@@ -214,7 +214,7 @@ def open_control(parts: Mapping[str, Opened], spec: str) -> dict[str, Opened]:
         DataError: the data can't be read, don't fit the models, or have a task's name.
         MergescopeError: tasks have heads of their own, none of which is one for control data.
     """  # noqa: DOC502 (raised by what this calls)
-    name, _ = parse_data_option(spec)
+    name, place = parse_data_option(spec)
     found = {}
     for part, opened in parts.items():
         if set(opened.given.homes.values()) != {next(iter(opened.given.sources))}:  # the base's network
@@ -224,7 +224,7 @@ def open_control(parts: Mapping[str, Opened], spec: str) -> dict[str, Opened]:
             )
         if name in opened.data:
             raise DataError(
-                f"The control data are called like the task {name!r}. Give them a name of their own: NAME={spec}."
+                f"The control data are called like the task {name!r}. Give them a name of their own: NAME={place}."
             )
         options = replace(
             opened.given.options, data=replace(opened.given.options.data, specs=(spec,), tasks={})

@@ -97,7 +97,6 @@ def plan_search(
     opened = parts["validation"]
     base, models = opened.base, {task: opened.models[task] for task in opened.tasks}
     grid = settings.parts()[0]
-    passes: dict[str, Mapping[str, Iterable[Model]]]
     if ways is not None:
         return _plan_methods(parts, grid, ways, settings)
     if negate:
@@ -108,7 +107,7 @@ def plan_search(
             task: [base, 2 * base - model, base - SOME * (model - base)] for task, model in models.items()
         }
         names = [f"base - {lam:g} * {task}" for task in models for lam in grid]
-        passes = {}
+        passes: dict[str, Mapping[str, Iterable[Model]]] = {}
         for part, each in (("validation", lines), ("test", ends)):
             every = [point for line in each.values() for point in line]
             controlled = parts.get(f"{part} {CONTROL}")
